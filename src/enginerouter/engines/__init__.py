@@ -1,0 +1,1 @@
+"""The engines: how each kind is started, seen ready, stopped and watched."""

@@ -1,0 +1,57 @@
+"""What the coordinator and the data path ask of an engine, whatever its kind.
+
+An engine knows how to start, stop and watch its slots. It decides nothing about when: the coordinator does, and never
+calls `start` and `stop` of one slot at the same time. All methods may be called with any slot of the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Protocol
+
+from enginerouter.errors import EngineCrashed
+from enginerouter.slots import SlotId
+
+OnExit = Callable[[SlotId, EngineCrashed], None]
+
+
+class Engine(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    def address(self, slot: SlotId) -> str:
+        """The base URL (no trailing slash) that requests go to while the slot is ready."""
+
+    def watch(self, on_exit: OnExit) -> None:
+        """Call `on_exit` at once, from the event loop, whenever a ready slot dies that nobody stopped."""
+
+    async def check(self, slot: SlotId, leaving: Collection[SlotId]) -> None:
+        """Before anything is drained: can this start work at all? `leaving` are the slots the swap will have stopped.
+
+        Needs no memory. Raises StartFailed (binary, folder or model file missing) or PortTaken.
+        """
+
+    async def start(self, slot: SlotId) -> None:
+        """Start the slot and return when it is ready to serve.
+
+        Raises StartFailed, PortTaken or StartTimedOut; the caller then calls `stop`, which clears up.
+        Cancelling it is allowed at any point, with the same duty.
+        """
+
+    async def stop(self, slot: SlotId) -> None:
+        """Free what the slot holds and see that it is gone. Does nothing for a slot that holds nothing.
+
+        The caller has ended the requests. Raises FreeFailed if something of it is still there.
+        """
+
+    async def held_bytes(self, slot: SlotId) -> int | None:
+        """Bytes the slot holds that are not already called available, or None where that cannot be told."""
+
+    async def stopped_state(self, slot: SlotId) -> str | None:
+        """Why the slot cannot be serving (its process is stopped or gone), or None if it looks alive."""
+
+    async def adopt(self) -> list[SlotId]:
+        """At start-up: the slots an earlier router left running and ready. What is ours but unfit is stopped.
+
+        Raises FreeFailed if something of ours would not go.
+        """

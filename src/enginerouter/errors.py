@@ -1,0 +1,255 @@
+"""Everything that can go wrong for a caller, as one tree.
+
+A class says whose fault it is and carries the answer: `status` (HTTP), `code` (stable, for programs),
+`kind` (the `type` of an OpenAI error object) and, where a retry helps, `retry_after_s`.
+`is_retryable` False becomes `x-should-retry: false`, so that an SDK does not start a broken engine three times.
+The message says what happened, to what, and what to do. `admin_detail` (log tails, paths) is shown to admin keys only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import ClassVar
+
+
+class RouterError(Exception):
+    """Base of all errors that a client may see."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    kind: ClassVar[str] = "server_error"
+    is_retryable: ClassVar[bool | None] = None
+
+    def __init__(
+        self, message: str, *, retry_after_s: float | None = None, admin_detail: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+        self.admin_detail = admin_detail
+
+
+# --- the client's fault ------------------------------------------------------------------------------------
+
+
+class BadRequest(RouterError):
+    status = 400
+    code = "invalid_request"
+    kind = "invalid_request_error"
+
+
+class Unauthorized(BadRequest):
+    status = 401
+    code = "invalid_api_key"
+    kind = "authentication_error"
+
+
+class Forbidden(BadRequest):
+    status = 403
+    code = "forbidden"
+    kind = "permission_error"
+
+
+class NotFound(BadRequest):
+    status = 404
+    code = "not_found"
+
+
+class UnknownModel(NotFound):
+    """No engine owns the model asked for. `known` gives the names to suggest from."""
+
+    code = "model_not_found"
+
+    def __init__(self, model: str, known: list[str]) -> None:
+        close = get_close_matches(model, known, n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+        listing = "" if close else "; GET /v1/models lists the names"
+        super().__init__(f"model {printable(model)!r} is not known here{hint}{listing}")
+        self.model = model
+
+
+class MethodNotAllowed(BadRequest):
+    status = 405
+    code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allow: str = "") -> None:
+        super().__init__(message)
+        self.allow = allow
+
+
+class RequestTimeout(BadRequest):
+    status = 408
+    code = "request_timeout"
+
+
+class NotResident(BadRequest):
+    """The call needs an engine that is not loaded, and is of a kind that never swaps."""
+
+    status = 409
+    code = "not_resident"
+    is_retryable = False
+
+
+class TooLarge(BadRequest):
+    status = 413
+    code = "request_too_large"
+
+
+class UnsupportedMedia(BadRequest):
+    status = 415
+    code = "unsupported_media_type"
+
+
+class QueueFull(RouterError):
+    status = 429
+    code = "queue_full"
+    kind = "rate_limit_error"
+
+
+# --- the engine's fault ------------------------------------------------------------------------------------
+
+
+class EngineFailed(RouterError):
+    """An engine broke: it could not start, died, or could not be freed. `engine` names it."""
+
+    status = 502
+    code = "engine_failed"
+    is_retryable = False
+
+    def __init__(self, engine: str, message: str, *, admin_detail: str | None = None) -> None:
+        super().__init__(message, admin_detail=admin_detail)
+        self.engine = engine
+
+
+class StartFailed(EngineFailed):
+    """`cause` is a code of `engines.causes` where the log named one, else None."""
+
+    code = "start_failed"
+
+    def __init__(
+        self, engine: str, message: str, *, cause: str | None = None, admin_detail: str | None = None
+    ) -> None:
+        super().__init__(engine, message, admin_detail=admin_detail)
+        self.cause = cause
+
+
+class PortTaken(StartFailed):
+    """Somebody who is not ours listens where the engine should."""
+
+    code = "port_taken"
+
+
+class StartTimedOut(StartFailed):
+    status = 504
+    code = "start_timeout"
+
+
+class FreeFailed(EngineFailed):
+    """What the engine held could not be confirmed gone; nothing is started on top of it."""
+
+    code = "free_failed"
+
+
+class EngineCrashed(EngineFailed):
+    """The engine died while it served. A retry starts it again."""
+
+    code = "engine_crashed"
+    is_retryable = None
+
+
+class UpstreamFailed(EngineFailed):
+    """The engine lives, but its connection broke, was refused, or did not speak HTTP."""
+
+    code = "upstream_failed"
+    is_retryable = None
+
+
+class EngineStalled(EngineFailed):
+    """No byte from the engine for too long, or its process is stopped."""
+
+    status = 504
+    code = "engine_stalled"
+
+
+class NotBuilt(RouterError):
+    """The configuration names something this version accepts but does not serve."""
+
+    status = 501
+    code = "not_supported"
+    is_retryable = False
+
+
+# --- nobody's fault: the box is busy -----------------------------------------------------------------------
+
+
+class EngineUnavailable(RouterError):
+    status = 503
+    code = "engine_unavailable"
+
+
+class EngineBusy(EngineUnavailable):
+    """`on_drain_timeout: refuse`: the engine in the way did not fall idle in time."""
+
+    code = "engine_busy"
+
+
+class LeaseCut(EngineUnavailable):
+    """The answer was ended because its engine had to leave (drain deadline, unload, shutdown)."""
+
+    code = "cut_for_swap"
+
+
+class QueueTimedOut(EngineUnavailable):
+    code = "queue_timeout"
+
+
+class Pinned(EngineUnavailable):
+    """Only pinned engines are in the way; they stay."""
+
+    code = "pinned"
+    is_retryable = False
+
+
+class StartCircuitOpen(EngineUnavailable):
+    """The engine failed to start too often; it is left alone for a while."""
+
+    code = "start_circuit_open"
+    is_retryable = False
+
+
+class ShuttingDown(EngineUnavailable):
+    code = "shutting_down"
+
+
+# --- configuration -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a configuration file. `path` is like `engines.llama.start_cmd`; `line` counts from 1."""
+
+    message: str
+    path: str = ""
+    file: str = ""
+    line: int | None = None
+    hint: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}: " if self.line else f"{self.file}: " if self.file else ""
+        subject = f"{self.path}: " if self.path else ""
+        return f"{place}{subject}{self.message}" + (f" – {self.hint}" if self.hint else "")
+
+
+class ConfigError(Exception):
+    """All problems of a configuration at once."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("\n".join(str(p) for p in problems))
+        self.problems = problems
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """One line of text that is safe in a log or a message: control characters escaped, long ones cut."""
+    cut = text if len(text) <= limit else text[:limit] + "…"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
