@@ -21,16 +21,14 @@ class RouterError(Exception):
     kind: ClassVar[str] = "server_error"
     is_retryable: ClassVar[bool | None] = None
 
-    def __init__(
-        self, message: str, *, retry_after_s: float | None = None, admin_detail: str | None = None
-    ) -> None:
+    def __init__(self, message: str, *, retry_after_s: float | None = None, admin_detail: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.retry_after_s = retry_after_s
         self.admin_detail = admin_detail
 
 
-# --- the client's fault ------------------------------------------------------------------------------------
+# --- the client's fault
 
 
 class BadRequest(RouterError):
@@ -107,7 +105,7 @@ class QueueFull(RouterError):
     kind = "rate_limit_error"
 
 
-# --- the engine's fault ------------------------------------------------------------------------------------
+# --- the engine's fault
 
 
 class EngineFailed(RouterError):
@@ -127,9 +125,7 @@ class StartFailed(EngineFailed):
 
     code = "start_failed"
 
-    def __init__(
-        self, engine: str, message: str, *, cause: str | None = None, admin_detail: str | None = None
-    ) -> None:
+    def __init__(self, engine: str, message: str, *, cause: str | None = None, admin_detail: str | None = None) -> None:
         super().__init__(engine, message, admin_detail=admin_detail)
         self.cause = cause
 
@@ -180,7 +176,7 @@ class NotBuilt(RouterError):
     is_retryable = False
 
 
-# --- nobody's fault: the box is busy -----------------------------------------------------------------------
+# --- nobody's fault: the box is busy
 
 
 class EngineUnavailable(RouterError):
@@ -222,7 +218,7 @@ class ShuttingDown(EngineUnavailable):
     code = "shutting_down"
 
 
-# --- configuration -----------------------------------------------------------------------------------------
+# --- configuration
 
 
 @dataclass(frozen=True, slots=True)

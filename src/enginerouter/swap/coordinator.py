@@ -1,0 +1,551 @@
+"""The one owner of all slots: hands out leases, keeps the queue, and starts the walks.
+
+A request asks for a lease (`try_lease`, or `enqueue` and await the ticket) and gives it back; it never runs a swap.
+Everything here but `start`, `close`, `swap_to`, `unload` and the background loop is a plain function: in one event
+loop a plain call *is* the serialisation, and no cancellation can stop it halfway. Each of them ends in `_dispatch`,
+which grants what can be granted, asks `policy` for the next step, and sets one timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from enginerouter.engines.base import Engine
+from enginerouter.errors import (
+    EngineCrashed,
+    EngineFailed,
+    EngineStalled,
+    LeaseCut,
+    Pinned,
+    QueueFull,
+    QueueTimedOut,
+    RouterError,
+    ShuttingDown,
+    StartCircuitOpen,
+)
+from enginerouter.slots import SlotId
+from enginerouter.swap import circuit, eta, policy
+from enginerouter.swap.eviction import CannotFit, plan_eviction
+from enginerouter.swap.memory import MemorySource
+from enginerouter.swap.model import (
+    Lane,
+    Learned,
+    Lease,
+    Observer,
+    Plan,
+    Rules,
+    Slot,
+    SlotSpec,
+    Swap,
+    SwapReport,
+    Ticket,
+)
+from enginerouter.swap.phases import Event, Phase
+from enginerouter.swap.walk import CalledOff, StartEnded, Surroundings, Walk
+from enginerouter.tasks import TaskGroup
+
+log = logging.getLogger(__name__)
+
+# A slot that dies this soon after it was ready has not proved that it can serve.
+PROVED_AFTER_S = 60.0
+LOOK_EVERY_S = 1.0
+
+
+class Coordinator:
+    """See the module. `learned` is what an earlier run measured; the slots go on writing to these objects."""
+
+    def __init__(
+        self,
+        specs: Iterable[SlotSpec],
+        engines: Mapping[str, Engine],
+        rules: Rules,
+        memory: MemorySource,
+        *,
+        observer: Observer,
+        learned: Mapping[SlotId, Learned] | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        learned = learned or {}
+        self._slots = {s.id: Slot(s, learned=learned.get(s.id) or Learned()) for s in specs}
+        self._lanes = _lanes(self._slots.values())
+        self._lane_of = {slot_id: lane for lane in self._lanes for slot_id in lane.slots}
+        self._engines = engines
+        self._rules = rules
+        self._memory = memory
+        self._observer = observer
+        self._now = now
+        self._tasks = TaskGroup()
+        self._walks: dict[int, asyncio.Task[None]] = {}
+        self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._timer_at: dict[int, float] = {}
+        self._queued = 0
+        self._is_closing = False
+        self._last_available: int | None = None
+        self._turned_at = now()
+
+    # --- the life of the coordinator
+
+    async def start(self) -> None:
+        """Take over what an earlier router left running, begin the preloads, and watch."""
+        for engine in self._engines.values():
+            engine.watch(self.crashed)
+        for engine in self._engines.values():
+            for slot_id in await engine.adopt():
+                self._adopted(self._slots[slot_id])
+        for slot in self._slots.values():
+            slot.is_wanted = slot.spec.is_preloaded and slot.phase is Phase.COLD
+        self._tasks.spawn(self._look_after(), "look after leases")
+        for lane in self._lanes:
+            self._dispatch(lane)
+
+    def _adopted(self, slot: Slot) -> None:
+        now = self._now()
+        self._move(slot, Event.ADOPT, "left running by an earlier router")
+        lane = self._lane_of[slot.id]
+        others = [s for s in lane.residents() if s is not slot]
+        try:
+            slot.is_unload_wanted = bool(plan_eviction(slot, others, self._rules))
+        except CannotFit:
+            slot.is_unload_wanted = True
+        slot.active_at = now
+
+    def refuse_new(self) -> None:
+        """From now on nobody is let in, and all who wait are told so. Leases go on."""
+        self._is_closing = True
+        for slot in self._slots.values():
+            self._reject(slot, ShuttingDown("the router is shutting down; try again shortly", retry_after_s=5))
+
+    async def close(self, *, keeps_engines: bool = False) -> None:
+        """Cut what still runs and free every slot, all at once – or leave ready engines running (`on_exit: keep`)."""
+        self.refuse_new()
+        for timer in self._timers.values():
+            timer.cancel()
+        for slot in self._slots.values():
+            for lease in list(slot.leases):
+                lease.cut(LeaseCut("the answer was ended: the router is shutting down"))
+        await self._tasks.close()
+        ending = [s for s in self._slots.values() if s.phase is not Phase.COLD]
+        if keeps_engines:
+            ending = [s for s in ending if s.phase is not Phase.READY]
+        results = await asyncio.gather(*(self._engines[s.id.engine].stop(s.id) for s in ending), return_exceptions=True)
+        for slot, result in zip(ending, results, strict=True):
+            if isinstance(result, BaseException):
+                log.error("%s could not be stopped: %s", slot.id, result)
+            else:
+                log.info("%s stopped", slot.id)
+
+    # --- leases
+
+    def try_lease(self, slot_id: SlotId) -> Lease | None:
+        """A lease at once, if the slot is ready and nobody is before us; else None, and the caller enqueues."""
+        slot = self._slots[slot_id]
+        if slot.phase is not Phase.READY or slot.queue or not slot.has_room or self._is_closing:
+            return None
+        return self._lease(slot)
+
+    def enqueue(self, slot_id: SlotId, *, priority: int = 0, is_explicit: bool = False) -> Ticket:
+        """A place in the queue. The caller awaits `granted` and, whatever happens, calls `leave` or uses the lease.
+
+        Raises QueueFull, StartCircuitOpen or ShuttingDown; other reasons come through `granted`.
+        """
+        slot, now = self._slots[slot_id], self._now()
+        lane = self._lane_of[slot_id]
+        if self._is_closing:
+            raise ShuttingDown("the router is shutting down; try again shortly", retry_after_s=5)
+        if is_explicit:
+            slot.circuit = circuit.CLOSED
+        elif slot.phase is Phase.COLD and slot.circuit.is_open(now):
+            wait = slot.circuit.open_until - now
+            raise StartCircuitOpen(
+                f"{slot_id} failed to start {slot.circuit.failures} times in a row and is left alone for another "
+                f"{wait:.0f} s; the last time: {slot.circuit.reason} – POST /admin/reset tries it at once",
+                retry_after_s=wait,
+            )
+        elif self._queued >= self._rules.max_queued:
+            raise QueueFull(
+                f"{self._queued} requests are waiting already (max_queued_requests); try again later",
+                retry_after_s=eta.until_ready_s(slot, lane, self._rules, now),
+            )
+        ticket = Ticket(
+            slot,
+            asyncio.get_running_loop().create_future(),
+            arrived_at=now,
+            waited_before=slot.wait_clock.read(now),
+            priority=priority,
+            is_explicit=is_explicit,
+        )
+        if is_explicit:
+            slot.queue.appendleft(ticket)
+        else:
+            slot.queue.append(ticket)
+        self._queued += 1
+        self._dispatch(lane)
+        return ticket
+
+    def leave(self, ticket: Ticket) -> None:
+        """The waiter is gone: its place in the queue, or the lease it never picked up, is given back."""
+        future = ticket.granted
+        if ticket in ticket.slot.queue:
+            ticket.slot.queue.remove(ticket)
+            self._queued -= 1
+            future.cancel()
+            self._dispatch(self._lane_of[ticket.slot.id])
+        elif future.done() and not future.cancelled() and future.exception() is None:
+            future.result().release()
+
+    def _lease(self, slot: Slot) -> Lease:
+        now = self._now()
+        lease = Lease(slot, now, self._released)
+        slot.leases.add(lease)
+        slot.active_at = now
+        return lease
+
+    def _released(self, lease: Lease) -> None:
+        slot, now = lease.slot, self._now()
+        slot.leases.discard(lease)
+        slot.active_at = now
+        if lease.has_answered:
+            slot.answered += 1
+        lane = self._lane_of[slot.id]
+        # The hot path: nobody waits, nothing moves, no timer is due that is not set.
+        if self._queued or lane.swap is not None or slot.is_unload_wanted or slot.spec.idle_unload_s is not None:
+            self._dispatch(lane)
+
+    # --- what engines and operators say
+
+    def crashed(self, slot_id: SlotId, error: EngineCrashed) -> None:
+        """A ready slot died. Its requests end, the next one starts it again – unless it does this too often."""
+        slot, now = self._slots[slot_id], self._now()
+        if slot.phase is Phase.STARTING:
+            # Between the engine's "ready" and ours; `_move` comes back to it.
+            slot.early_crash = error
+        if slot.phase not in (Phase.READY, Phase.DRAINING):
+            return
+        slot.before_crash_bytes = self._last_available
+        has_proved = slot.answered > 0 and now - slot.ready_at >= PROVED_AFTER_S
+        self._move(slot, Event.CRASH, error.message)
+        if has_proved:
+            slot.circuit = circuit.CLOSED
+        else:
+            self._start_failed(slot, error.message)
+        for lease in list(slot.leases):
+            lease.cut(error)
+        self._dispatch(self._lane_of[slot_id])
+
+    async def swap_to(self, slot_id: SlotId) -> None:
+        """An operator's word: first in line, drained as configured, then held for `swap_min_residency_s`."""
+        slot = self._slots[slot_id]
+        lease = self.try_lease(slot_id)
+        if lease is None:
+            ticket = self.enqueue(slot_id, is_explicit=True)
+            try:
+                lease = await ticket.granted
+            except BaseException:
+                self.leave(ticket)
+                raise
+        slot.keep_until = self._now() + self._rules.min_residency_s
+        lease.release()
+
+    def unload(self, slot_id: SlotId) -> bool:
+        """Free a slot when its last lease ends; False where nothing of it is in memory. Never swaps."""
+        slot = self._slots[slot_id]
+        if slot.phase is Phase.COLD:
+            return False
+        slot.is_unload_wanted = True
+        self._dispatch(self._lane_of[slot_id])
+        return True
+
+    def reset(self, slot_id: SlotId) -> None:
+        """Close the start circuit."""
+        self._slots[slot_id].circuit = circuit.CLOSED
+
+    # --- reading
+
+    @property
+    def slots(self) -> Mapping[SlotId, Slot]:
+        """For reading only."""
+        return self._slots
+
+    @property
+    def queued(self) -> int:
+        return self._queued
+
+    @property
+    def is_closing(self) -> bool:
+        return self._is_closing
+
+    def lane_of(self, slot_id: SlotId) -> Lane:
+        """For reading only."""
+        return self._lane_of[slot_id]
+
+    def seconds_since_turn(self) -> float:
+        """Since the background loop last turned: what `/health` and the watchdog judge by."""
+        return self._now() - self._turned_at
+
+    def eta_s(self, slot_id: SlotId) -> float:
+        return eta.until_ready_s(self._slots[slot_id], self._lane_of[slot_id], self._rules, self._now())
+
+    def progress(self, slot_id: SlotId) -> str:
+        """What a waiter for the slot is waiting for, in a few words: `swap starting llama 12s`."""
+        slot, lane, now = self._slots[slot_id], self._lane_of[slot_id], self._now()
+        swap = lane.swap
+        if swap is not None and swap.plan.target == slot_id:
+            return f"swap {swap.step} {slot_id} {now - swap.step_since:.0f}s"
+        ahead = swap.plan.target if swap is not None and swap.plan.target is not None else None
+        behind = ahead or next((s.id for s in lane.residents()), None)
+        oldest = slot.queue[0].arrived_at if slot.queue else now
+        return f"queued {slot_id} behind {behind} {now - oldest:.0f}s" if behind else f"queued {slot_id}"
+
+    def __repr__(self) -> str:
+        slots = ", ".join(
+            f"{s.id}: {s.phase.value}"
+            + (f" {len(s.leases)} in flight" if s.leases else "")
+            + (f" {len(s.queue)} queued" if s.queue else "")
+            for s in self._slots.values()
+        )
+        return f"<Coordinator {slots}>"
+
+    # --- the dispatch
+
+    def _dispatch(self, lane: Lane) -> None:
+        """Grant what can be granted, begin what should begin, wake up when there may be more to do."""
+        now = self._now()
+        self._expire(lane, now)
+        for slot in lane.slots.values():
+            while ticket := policy.grantable(slot):
+                slot.queue.popleft()
+                self._queued -= 1
+                if not ticket.granted.done():
+                    ticket.granted.set_result(self._lease(slot))
+        until: float | None = None
+        if lane.swap is not None:
+            lane.changed.set()
+        elif not self._is_closing:
+            until = self._next(lane, now)
+        for slot in lane.slots.values():
+            slot.wait_clock.run(policy.is_clock_running(slot, lane, self._rules), now)
+        self._set_timer(lane, until)
+
+    def _next(self, lane: Lane, now: float) -> float | None:
+        while True:
+            said = policy.next_step(lane, self._rules, now)
+            if isinstance(said, policy.Wait):
+                return said.until
+            if isinstance(said, policy.Begin):
+                self._begin(lane, said.plan, now)
+                return None
+            names = ", ".join(str(s.id) for s in said.pinned)
+            self._reject(
+                said.slot,
+                Pinned(
+                    f"{said.slot.id} cannot be loaded: {names} is pinned in memory; unload it first "
+                    "(POST /admin/unload) or take the pin out of the configuration"
+                ),
+            )
+
+    def _expire(self, lane: Lane, now: float) -> None:
+        limit = self._rules.queue_timeout_s
+        for slot in lane.slots.values():
+            if lane.swap is not None and lane.swap.plan.target == slot.id and lane.swap.step != "checking":
+                continue
+            for ticket in [t for t in slot.queue if now - t.arrived_at >= limit]:
+                slot.queue.remove(ticket)
+                self._queued -= 1
+                error = QueueTimedOut(
+                    f"waited {limit:g} s for {slot.id} (queue_timeout_s) and its swap has not begun; try again later",
+                    retry_after_s=eta.until_ready_s(slot, lane, self._rules, now),
+                )
+                _fail(ticket, error)
+
+    def _set_timer(self, lane: Lane, until: float | None) -> None:
+        deadlines = [t.arrived_at + self._rules.queue_timeout_s for s in lane.slots.values() for t in s.queue]
+        if until is not None:
+            deadlines.append(until)
+        at = min(deadlines, default=None)
+        key = id(lane)
+        if (old := self._timers.get(key)) is not None:
+            if self._timer_at[key] == at:
+                return
+            old.cancel()
+            del self._timers[key], self._timer_at[key]
+        if at is not None and not self._is_closing:
+            # A hair late rather than early: a timer that fires before its moment would only be set again.
+            delay = max(0.0, at - self._now()) + 0.0005
+            self._timers[key] = asyncio.get_running_loop().call_later(delay, self._timer_fired, lane)
+            self._timer_at[key] = at
+
+    def _timer_fired(self, lane: Lane) -> None:
+        self._timers.pop(id(lane), None)
+        self._timer_at.pop(id(lane), None)
+        self._dispatch(lane)
+
+    # --- swaps
+
+    def _begin(self, lane: Lane, plan: Plan, now: float) -> None:
+        lane.swap = Swap(plan, began_at=now, step_since=now)
+        around = Surroundings(
+            engines=self._engines,
+            rules=self._rules,
+            memory=self._memory,
+            tasks=self._tasks,
+            now=self._now,
+            move=self._move,
+            reject=self._reject,
+            start_failed=self._start_failed,
+        )
+        walk = Walk(lane, lane.swap, around)
+        self._tasks.spawn(self._walk(lane, lane.swap, walk), f"swap to {plan.target or 'nothing'}")
+
+    async def _walk(self, lane: Lane, swap: Swap, walk: Walk) -> None:
+        """Run one walk to its end, whatever that is; the only place where its errors become results."""
+        result, message = "ok", ""
+        try:
+            await walk.run()
+        except CalledOff as off:
+            result = off.result
+        except StartEnded:
+            result, message = "ended", "nobody waited for it any more"
+        except RouterError as error:
+            result, message = ("refused" if error.code == "engine_busy" else "failed"), error.message
+            self._reject_target(lane, swap, error)
+        except asyncio.CancelledError:
+            result = "cancelled"
+            raise
+        except Exception as error:  # a background task's edge: nobody is left waiting
+            log.exception("the swap to %s broke", swap.plan.target)
+            result, message = "failed", f"internal error: {error}"
+            self._reject_target(lane, swap, EngineFailed(str(swap.plan.target), "the swap broke; see the log"))
+        finally:
+            self._swap_over(lane, swap, result, message)
+
+    def _reject_target(self, lane: Lane, swap: Swap, error: RouterError) -> None:
+        if swap.plan.target is not None:
+            slot = lane.slots[swap.plan.target]
+            slot.is_wanted = False
+            self._reject(slot, error)
+
+    def _swap_over(self, lane: Lane, swap: Swap, result: str, message: str) -> None:
+        now = self._now()
+        swap.enter("over", now)
+        lane.swap = None
+        if result:
+            report = SwapReport(
+                swap.plan,
+                result,
+                total_s=now - swap.began_at,
+                seconds=swap.seconds,
+                settled=swap.settled,
+                freed=tuple(swap.freed),
+                in_flight_at_start=swap.in_flight_at_start,
+                error=message,
+            )
+            _log_report(report)
+            self._observer.swap_ended(report)
+        if not self._is_closing:
+            self._dispatch(lane)
+
+    def _move(self, slot: Slot, event: Event, reason: str) -> None:
+        now = self._now()
+        before = slot.move(event, now)
+        after = slot.phase
+        if after is Phase.READY and before is not Phase.DRAINING:
+            slot.ready_at = slot.active_at = now
+            slot.answered = 0
+            slot.is_wanted = False
+        if after is Phase.READY and slot.early_crash is not None:
+            asyncio.get_running_loop().call_soon(self.crashed, slot.id, slot.early_crash)
+        if event in (Event.START, Event.READY):
+            slot.early_crash = None
+        if event is Event.FREE and before is Phase.DRAINING and slot.answered:
+            # A whole life without a crash: what failed before it is history.
+            slot.circuit = circuit.CLOSED
+        if after in (Phase.COLD, Phase.STUCK):
+            slot.is_unload_wanted = False
+        level = logging.WARNING if after in (Phase.CRASHED, Phase.STUCK) else logging.INFO
+        log.log(level, "%s %s -> %s%s", slot.id, before.value, after.value, f" ({reason})" if reason else "")
+        self._observer.slot_moved(slot.id, before, after, reason)
+
+    def _start_failed(self, slot: Slot, reason: str) -> None:
+        slot.circuit = circuit.after_failure(slot.circuit, reason, max_restarts=slot.spec.max_restarts, now=self._now())
+        if slot.circuit.is_open(self._now()):
+            pause = slot.circuit.open_until - self._now()
+            log.error(
+                "%s failed %d times in a row and is left alone for %.0f s",
+                slot.id,
+                slot.circuit.failures,
+                pause,
+            )
+
+    def _reject(self, slot: Slot, error: RouterError) -> None:
+        tickets = list(slot.queue)
+        slot.queue.clear()
+        self._queued -= len(tickets)
+        for ticket in tickets:
+            _fail(ticket, error)
+
+    # --- the background loop
+
+    async def _look_after(self) -> None:
+        """Once a second: note available memory, and look at engines that have been silent for long."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            self._turned_at = self._now()
+            if any(s.phase is Phase.READY for s in self._slots.values()):
+                self._last_available = self._memory.available()
+            for slot in self._slots.values():
+                if slot.leases:
+                    await self._look_at(slot)
+
+    async def _look_at(self, slot: Slot) -> None:
+        rules, now = self._rules, self._now()
+        if rules.stall_timeout_s is not None:
+            for lease in [le for le in slot.leases if now - le.last_byte_at >= (rules.stall_timeout_s or 0)]:
+                lease.cut(
+                    EngineStalled(
+                        slot.id.engine,
+                        f"{slot.id} sent nothing for {rules.stall_timeout_s:g} s (upstream_stall_timeout_s)",
+                    )
+                )
+        silent = [le for le in slot.leases if now - le.last_byte_at >= rules.frozen_after_s]
+        if not silent:
+            return
+        try:
+            state = await self._engines[slot.id.engine].stopped_state(slot.id)
+        except RouterError as error:
+            state = error.message
+        if state is not None and slot.phase in (Phase.READY, Phase.DRAINING):
+            for lease in silent:
+                lease.cut(EngineStalled(slot.id.engine, f"{slot.id} does not answer: {state}"))
+
+
+def _fail(ticket: Ticket, error: RouterError) -> None:
+    if not ticket.granted.done():
+        ticket.granted.set_exception(error)
+        # The waiter may have gone in this very turn; then nobody reads the exception, and that is fine.
+        ticket.granted.exception()
+
+
+def _lanes(slots: Iterable[Slot]) -> list[Lane]:
+    """All memory holders share one lane; every other slot has its own."""
+    shared: dict[SlotId, Slot] = {}
+    lanes: list[Lane] = []
+    for slot in slots:
+        if slot.spec.holds_memory:
+            shared[slot.id] = slot
+        else:
+            lanes.append(Lane({slot.id: slot}))
+    return [Lane(shared), *lanes] if shared else lanes
+
+
+def _log_report(report: SwapReport) -> None:
+    steps = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report.seconds.items())
+    freed = ", ".join(map(str, report.freed)) or "nothing"
+    level = logging.INFO if report.result in ("ok", "called_off", "ended") else logging.WARNING
+    what = f"swap to {report.plan.target}" if report.plan.target else f"unload ({report.plan.reason})"
+    log.log(
+        level, "%s: %s after %.2f s – freed %s; %s%s",
+        what, report.result, report.total_s, freed, steps, f"; {report.error}" if report.error else "",
+    )  # fmt: skip

@@ -1,0 +1,36 @@
+"""How long a waiter will wait, as far as is known: for `Retry-After`, keep-alive text and the status. Pure."""
+
+from __future__ import annotations
+
+import math
+
+from enginerouter.swap.model import Lane, Rules, Slot
+from enginerouter.swap.phases import Phase
+
+UNKNOWN_START_S = 10.0
+SHORTEST_RETRY_S = 1
+LONGEST_RETRY_S = 60
+
+
+def retry_after_s(seconds: float) -> int:
+    """A `Retry-After` that every SDK obeys: whole seconds, 1 to 60 (longer ones are ignored or taken as absurd)."""
+    return min(LONGEST_RETRY_S, max(SHORTEST_RETRY_S, math.ceil(seconds)))
+
+
+def start_seconds(slot: Slot) -> float:
+    return slot.learned.start_s if slot.learned.start_s is not None else UNKNOWN_START_S
+
+
+def until_ready_s(slot: Slot, lane: Lane, rules: Rules, now: float) -> float:
+    """Seconds until `slot` may be expected to serve: 0 if it does, else what is left of the swap ahead and its own."""
+    if slot.phase is Phase.READY:
+        return 0.0
+    swap = lane.swap
+    if swap is not None and swap.plan.target == slot.id:
+        return max(0.0, start_seconds(slot) - (now - slot.phase_since if slot.phase is Phase.STARTING else 0.0))
+    ahead = 0.0
+    if swap is not None and swap.plan.target is not None:
+        ahead = max(0.0, start_seconds(lane.slots[swap.plan.target]) - (now - swap.began_at))
+        ahead += rules.min_residency_s
+    in_way = [s for s in lane.residents() if s.phase is Phase.READY and s.has_work]
+    return ahead + (rules.max_wait_s if in_way else 0.0) + start_seconds(slot)

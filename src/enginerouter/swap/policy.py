@@ -1,0 +1,178 @@
+"""Who goes next: the fairness of the swap as plain functions. They read a lane and say; they change nothing.
+
+- A request for a ready slot is granted at once, so alternating clients are batched – until somebody else is overdue.
+- Overdue = its wait clock shows more than `swap_max_wait_s`, or than the learned start seconds of what it waits for
+  where those are more. The clock runs only while the slot in its way is ready to serve: a load of 60 s does not make
+  everybody overdue the moment it ends (docs/design.md, "Fairness").
+- Across targets: an operator's word first, then the overdue by their wait, then key priority, then the wait.
+- An idle resident leaves after `swap_linger_s`; a busy one when somebody is overdue, and never before it has served
+  `swap_min_residency_s`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from enginerouter.swap.eviction import CannotFit, plan_eviction
+from enginerouter.swap.model import Lane, Plan, Rules, Slot, Ticket
+from enginerouter.swap.phases import Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Start this swap now."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Nobody may wait for `slot`: the `pinned` slots make it impossible."""
+
+    slot: Slot
+    pinned: list[Slot]
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to do before `until` (monotonic seconds; None: before something changes)."""
+
+    until: float | None
+
+
+def patience_s(slot: Slot, rules: Rules) -> float:
+    """How long somebody waits for `slot` before the resident must make way."""
+    return max(rules.max_wait_s, slot.learned.start_s or 0.0)
+
+
+def overdue_by(slot: Slot, rules: Rules, now: float) -> float:
+    """Seconds by which the longest waiter of a slot is beyond its patience; negative while it is not."""
+    waited = slot.wait_clock.read(now)
+    longest = max((waited - t.waited_before for t in slot.queue), default=0.0)
+    return longest - patience_s(slot, rules)
+
+
+def _order(slot: Slot, rules: Rules, now: float) -> tuple[bool, bool, float, int, float]:
+    """Sort key of a slot that is waited for: the smallest goes first."""
+    late = overdue_by(slot, rules, now)
+    return (
+        not any(t.is_explicit for t in slot.queue),
+        late < 0,
+        -late if late >= 0 else 0.0,
+        -max(t.priority for t in slot.queue),
+        slot.queue[0].arrived_at,
+    )
+
+
+def in_the_way(slot: Slot, lane: Lane, rules: Rules) -> list[Slot]:
+    """What would have to leave for `slot`. Raises CannotFit."""
+    return plan_eviction(slot, lane.residents(), rules)
+
+
+def may_leave_at(victim: Slot, rules: Rules, now: float, *, late_s: float, is_explicit: bool) -> float | None:
+    """When `victim` may be drained for a target that is overdue by `late_s` (negative: due in that many seconds).
+
+    None: not before something changes. An operator's word does not wait; what cannot serve can go at once.
+    """
+    if victim.phase is not Phase.READY or is_explicit:
+        return now
+    idle_at = None if victim.has_work else max(victim.active_at + rules.linger_s, victim.keep_until)
+    busy_at = max(now - late_s, victim.ready_at + rules.min_residency_s)
+    return busy_at if idle_at is None else min(idle_at, busy_at)
+
+
+def next_step(lane: Lane, rules: Rules, now: float) -> Begin | Refuse | Wait:
+    """What a lane without a swap should do now."""
+    wakes: list[float] = []
+    for slot in sorted(lane.waiting(), key=lambda s: _order(s, rules, now)):
+        try:
+            victims = in_the_way(slot, lane, rules)
+        except CannotFit as blocked:
+            return Refuse(slot, blocked.pinned)
+        at = begin_at(slot, victims, rules, now)
+        if at <= now:
+            return Begin(Plan(slot.id, tuple(v.id for v in victims), "request"))
+        wakes.append(at)
+    if unload := _next_unload(lane, rules, now, wakes):
+        return Begin(unload)
+    if not lane.waiting() and (wanted := _next_wanted(lane, rules)):
+        return Begin(wanted)
+    return Wait(min(wakes, default=None))
+
+
+def begin_at(slot: Slot, victims: list[Slot], rules: Rules, now: float) -> float:
+    """When the swap to `slot` may begin, as things are now."""
+    late = overdue_by(slot, rules, now)
+    explicit = any(t.is_explicit for t in slot.queue)
+    times = [may_leave_at(v, rules, now, late_s=late, is_explicit=explicit) for v in victims]
+    return max((t for t in times if t is not None), default=now)
+
+
+def _next_unload(lane: Lane, rules: Rules, now: float, wakes: list[float]) -> Plan | None:
+    """A slot to free for nobody: crashed, told to go, or idle for too long. Adds to `wakes` when one will be due."""
+    for slot in lane.slots.values():
+        if slot.phase is Phase.CRASHED:
+            return Plan(None, (slot.id,), "crash")
+        if slot.is_unload_wanted and (slot.phase is Phase.STUCK or _is_idle(slot)):
+            return Plan(None, (slot.id,), "unload")
+        if not _is_idle(slot):
+            continue
+        if slot.spec.idle_unload_s is not None and not slot.spec.is_pinned:
+            due = max(slot.active_at + slot.spec.idle_unload_s, slot.keep_until)
+            if due <= now:
+                return Plan(None, (slot.id,), "idle")
+            wakes.append(due)
+    return None
+
+
+def _is_idle(slot: Slot) -> bool:
+    return slot.phase is Phase.READY and not slot.has_work
+
+
+def _next_wanted(lane: Lane, rules: Rules) -> Plan | None:
+    """A preload that nobody waits for: begun when it fits beside what is there."""
+    for slot in lane.slots.values():
+        if slot.is_wanted and slot.phase is Phase.COLD:
+            try:
+                victims = in_the_way(slot, lane, rules)
+            except CannotFit:
+                continue
+            if not victims:
+                return Plan(slot.id, (), "preload")
+    return None
+
+
+def should_end_start(lane: Lane, target: Slot, rules: Rules) -> bool:
+    """Whether the start in progress has nobody who waits for it, and is in the way of (or told to go by) somebody."""
+    if target.queue:
+        return False
+    return target.is_unload_wanted or any(
+        target in _in_the_way_if_possible(s, lane, rules) for s in lane.waiting() if s is not target
+    )
+
+
+def _in_the_way_if_possible(slot: Slot, lane: Lane, rules: Rules) -> list[Slot]:
+    try:
+        return in_the_way(slot, lane, rules)
+    except CannotFit:
+        return []
+
+
+def is_clock_running(slot: Slot, lane: Lane, rules: Rules) -> bool:
+    """Whether the wait for `slot` counts now: all that is in its way is ready to serve."""
+    if not slot.queue or slot.phase is Phase.READY:
+        return False
+    if lane.swap is not None and lane.swap.plan.target == slot.id:
+        return False
+    try:
+        victims = in_the_way(slot, lane, rules)
+    except CannotFit:
+        return False
+    return all(v.phase is Phase.READY for v in victims)
+
+
+def grantable(slot: Slot) -> Ticket | None:
+    """The next ticket of a slot that can have a lease now."""
+    if slot.phase is Phase.READY and slot.queue and slot.has_room:
+        return slot.queue[0]
+    return None

@@ -1,0 +1,373 @@
+"""One swap from beginning to end: check → drain → free → settle → start. The only place that awaits an engine.
+
+The order is the contract's (5.1). Every decision is asked of a plain function; every change of a slot goes through the
+coordinator's `move`. Between "may this begin?" and closing the gates, and between "has everybody left?" and the first
+stop signal, there is no `await`: nothing can slip in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from enginerouter.engines.base import Engine
+from enginerouter.errors import EngineBusy, EngineFailed, FreeFailed, LeaseCut, RouterError, StartFailed
+from enginerouter.swap import drain, policy
+from enginerouter.swap.eviction import CannotFit, further
+from enginerouter.swap.memory import MemorySource
+from enginerouter.swap.model import Lane, Lease, Rules, Slot, Swap
+from enginerouter.swap.phases import Event, Phase
+from enginerouter.swap.settle import (
+    READ_EVERY_S,
+    Question,
+    Reading,
+    Settled,
+    Verdict,
+    largest_known,
+    verdict,
+)
+from enginerouter.tasks import TaskGroup
+
+log = logging.getLogger(__name__)
+
+# A request that was cut closes its connections within milliseconds; one that does not is no reason to hold a swap up.
+CUT_GRACE_S = 5.0
+
+
+class CalledOff(Exception):
+    """Nothing was freed and nobody needs the swap now. `result` goes into the report; "" makes none."""
+
+    def __init__(self, result: str = "") -> None:
+        super().__init__(result)
+        self.result = result
+
+
+class StartEnded(Exception):
+    """The start had nobody who waited for it and made way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a walk acts on. `move` changes a slot's phase, `reject` answers all who wait for a slot."""
+
+    engines: Mapping[str, Engine]
+    rules: Rules
+    memory: MemorySource
+    tasks: TaskGroup
+    now: Callable[[], float]
+    move: Callable[[Slot, Event, str], None]
+    reject: Callable[[Slot, RouterError], None]
+    start_failed: Callable[[Slot, str], None]
+
+
+class Walk:
+    """The walk of one swap in one lane."""
+
+    def __init__(self, lane: Lane, swap: Swap, around: Surroundings) -> None:
+        self._lane = lane
+        self._swap = swap
+        self._a = around
+        plan = swap.plan
+        self._target = lane.slots[plan.target] if plan.target is not None else None
+
+    async def run(self) -> None:
+        """Raises CalledOff, StartEnded or RouterError; whatever happens, every slot is left in a true phase."""
+        if self._target is not None:
+            await self._engine(self._target).check(self._target.id, self._swap.plan.victims)
+        victims = self._confirm()
+        self._close_gates(victims)
+        if victims:
+            await self._drain(victims)
+            await self._free(victims)
+        if self._target is not None:
+            await self._settle(self._target.expected_bytes)
+            await self._start(self._target)
+        else:
+            await self._settle(None)
+
+    # --- may it begin
+
+    def _confirm(self) -> list[Slot]:
+        """The victims as things are now: the check took time, and the request that asked for this may have left."""
+        target, now, rules = self._target, self._a.now(), self._a.rules
+        if target is None:
+            victims = [self._lane.slots[v] for v in self._swap.plan.victims]
+            if any(v.has_work and v.phase is Phase.READY for v in victims):
+                raise CalledOff
+            return victims
+        if not target.queue and not target.is_wanted:
+            raise CalledOff
+        try:
+            victims = policy.in_the_way(target, self._lane, rules)
+        except CannotFit:
+            raise CalledOff from None
+        if target.queue and policy.begin_at(target, victims, rules, now) > now:
+            raise CalledOff
+        if not target.queue and victims:
+            raise CalledOff
+        return victims
+
+    def _close_gates(self, victims: Sequence[Slot]) -> None:
+        self._swap.in_flight_at_start = sum(len(v.leases) for v in victims)
+        for victim in victims:
+            if victim.phase is Phase.READY:
+                self._a.move(victim, Event.DRAIN, self._why())
+
+    def _why(self) -> str:
+        return f"swap to {self._target.id}" if self._target is not None else self._swap.plan.reason
+
+    # --- drain
+
+    async def _drain(self, victims: Sequence[Slot]) -> None:
+        """Wait until no victim has a lease, as `on_drain_timeout` says. Raises CalledOff or EngineBusy."""
+        self._enter("draining")
+        began_at, rules = self._a.now(), self._a.rules
+        cut_until: float | None = None
+        while leases := [lease for v in victims for lease in v.leases]:
+            self._call_off_if_unwanted(victims)
+            now = self._a.now()
+            look = drain.look(leases, began_at, now, policy=rules.on_drain_timeout, timeout_s=rules.drain_timeout_s)
+            if look.is_refused:
+                self._refuse(victims)
+            for lease in look.cut:
+                self._cut(lease)
+                cut_until = now + CUT_GRACE_S
+            if cut_until is not None and look.next_look is None and now >= cut_until:
+                log.warning("%d cut requests have not ended; the swap goes on", len(leases))
+                return
+            await self._changed(look.next_look if look.next_look is not None else cut_until)
+        self._call_off_if_unwanted(victims)
+
+    def _cut(self, lease: Lease) -> None:
+        slot, seconds = lease.slot.id, self._a.rules.drain_timeout_s
+        why = f"for {self._target.id}" if self._target is not None else f"({self._swap.plan.reason})"
+        lease.cut(LeaseCut(f"the answer was ended: {slot} had to leave memory {why} after {seconds:g} s of drain"))
+
+    def _call_off_if_unwanted(self, victims: Sequence[Slot]) -> None:
+        is_preload = self._swap.plan.reason == "preload"
+        if self._target is not None and not self._target.queue and not is_preload:
+            self._reopen(victims, "nobody waits any more")
+            raise CalledOff("called_off")
+
+    def _refuse(self, victims: Sequence[Slot]) -> None:
+        busy = ", ".join(str(v.id) for v in victims if v.leases)
+        self._reopen(victims, "busy")
+        seconds = self._a.rules.drain_timeout_s
+        raise EngineBusy(
+            f"{busy} is still answering after {seconds:g} s and may not be cut (on_drain_timeout: refuse); try later",
+            retry_after_s=seconds,
+        )
+
+    def _reopen(self, victims: Sequence[Slot], reason: str) -> None:
+        for victim in victims:
+            if victim.phase is Phase.DRAINING:
+                self._a.move(victim, Event.CALL_OFF, reason)
+
+    # --- free
+
+    async def _free(self, slots: Sequence[Slot]) -> None:
+        """Stop the slots, all at once, and see that they are gone. Raises FreeFailed, or CalledOff while it still may."""
+        self._enter("freeing")
+        own = await asyncio.gather(*(self._engine(s).held_bytes(s.id) for s in slots))
+        if all(s.phase in (Phase.DRAINING, Phase.READY) for s in slots):
+            self._call_off_if_unwanted(slots)
+        before = self._a.memory.available()
+        for slot, bytes_now in zip(slots, own, strict=True):
+            _note_held(slot, bytes_now, before)
+            self._a.move(slot, Event.FREE, self._why())
+        self._before = before
+        results = await asyncio.gather(*(self._engine(s).stop(s.id) for s in slots), return_exceptions=True)
+        failures: list[FreeFailed] = []
+        for slot, result in zip(slots, results, strict=True):
+            if isinstance(result, FreeFailed):
+                failures.append(result)
+                self._a.move(slot, Event.NOT_GONE, result.message)
+            elif isinstance(result, BaseException):
+                raise result
+            else:
+                self._swap.freed.append(slot.id)
+                self._a.move(slot, Event.GONE, "")
+        if failures:
+            await self._settle(None)
+            raise failures[0]
+
+    # --- settle
+
+    async def _settle(self, need: int | None) -> None:
+        """Wait until the memory of all that was freed is really back, then let it be cold."""
+        freed = [s for s in self._lane.slots.values() if s.phase is Phase.SETTLING]
+        if not freed:
+            return
+        self._enter("settling")
+        missing = [s.missing_bytes for s in freed if s.missing_bytes is not None]
+        settled = await self._settled(sum(missing) if missing else None, need)
+        self._swap.settled = settled
+        names = ", ".join(str(s.id) for s in freed)
+        level = logging.WARNING if settled.verdict is Verdict.TIMEOUT else logging.INFO
+        log.log(level, "memory of %s: %s", names, describe(settled))
+        for slot in freed:
+            _learn_came_back(slot, settled, is_alone=len(freed) == 1)
+            self._a.move(slot, Event.SETTLED, settled.verdict.value)
+
+    async def _settled(self, held: int | None, need: int | None) -> Settled:
+        began_at, rules, source = self._a.now(), self._a.rules, self._a.memory
+        if source.name == "none" or rules.settle_timeout_s <= 0:
+            return Settled(Verdict.OFF, 0.0, None, held)
+        readings: list[Reading] = []
+        while True:
+            now, available = self._a.now(), source.available()
+            if available is None or self._before is None:
+                return Settled(Verdict.UNREADABLE, now - began_at, None, held)
+            readings.append(Reading(now, available))
+            question = Question(self._before, held, need, is_gone=True, timeout_s=rules.settle_timeout_s)
+            if said := verdict(readings, question):
+                return Settled(said, now - began_at, max(0, available - self._before), held)
+            await asyncio.sleep(READ_EVERY_S)
+
+    # --- start
+
+    async def _start(self, target: Slot) -> None:
+        """Start the target; once more if it failed for lack of memory. Raises StartFailed or StartEnded."""
+        await self._make_room(target)
+        try:
+            await self._start_once(target)
+        except StartFailed as error:
+            if error.cause != "out_of_memory":
+                await self._give_up(target, error)
+                raise
+            log.warning("%s ran out of memory while starting; everything idle is freed for one more try", target.id)
+            await self._free([target])
+            await self._free_further(target, short_bytes=1 << 62)
+            await self._settle(target.expected_bytes)
+            try:
+                await self._start_once(target)
+            except EngineFailed as again:
+                await self._give_up(target, again)
+                raise
+        except RouterError as error:
+            await self._give_up(target, error)
+            raise
+
+    async def _make_room(self, target: Slot) -> None:
+        need, available = target.expected_bytes, self._a.memory.available()
+        if need is None or available is None or available >= need:
+            return
+        await self._free_further(target, short_bytes=need - available)
+        available = self._a.memory.available()
+        if available is not None and available < need:
+            log.warning(
+                "%s is expected to need %s, but only %s is available; starting it all the same",
+                target.id, gib(need), gib(available),
+            )  # fmt: skip
+
+    async def _free_further(self, target: Slot, *, short_bytes: int) -> None:
+        more = further(self._lane.residents(), target, short_bytes)
+        if more:
+            self._close_gates(more)
+            await self._free(more)
+            await self._settle(target.expected_bytes)
+
+    async def _start_once(self, target: Slot) -> None:
+        self._enter("starting")
+        before = self._a.memory.available()
+        target.before_start_bytes, target.drop_bytes = before, None
+        self._a.move(target, Event.START, self._swap.plan.reason)
+        began_at = self._a.now()
+        start = self._a.tasks.spawn(self._engine(target).start(target.id), f"start {target.id}")
+        start.add_done_callback(lambda _: self._lane.changed.set())
+        try:
+            while not start.done():
+                if policy.should_end_start(self._lane, target, self._a.rules):
+                    raise StartEnded
+                await self._changed(None)
+        except BaseException as error:
+            start.cancel()
+            await asyncio.gather(start, return_exceptions=True)
+            if isinstance(error, StartEnded):
+                await self._free([target])
+                await self._settle(None)
+            raise
+        start.result()
+        after = self._a.memory.available()
+        target.drop_bytes = None if before is None or after is None else max(0, before - after)
+        target.learned.start_s = self._a.now() - began_at
+        self._a.move(target, Event.READY, "")
+
+    async def _give_up(self, target: Slot, error: RouterError) -> None:
+        """The start failed for good: answer its waiters first, then clear up and wait for the memory."""
+        self._a.start_failed(target, error.message)
+        self._a.reject(target, error)
+        try:
+            await self._free([target])
+        except FreeFailed as stuck:
+            log.error("%s failed to start and would not go: %s", target.id, stuck.message)
+        else:
+            await self._settle(None)
+
+    # --- small things
+
+    _before: int | None = None
+
+    def _engine(self, slot: Slot) -> Engine:
+        return self._a.engines[slot.id.engine]
+
+    def _enter(self, step: str) -> None:
+        self._swap.enter(step, self._a.now())
+
+    async def _changed(self, until: float | None) -> None:
+        """Wait until something in the lane changes, or until a moment."""
+        self._lane.changed.clear()
+        delay = None if until is None else max(0.0, until - self._a.now())
+        try:
+            await asyncio.wait_for(self._lane.changed.wait(), delay)
+        except TimeoutError:
+            return
+
+
+def _note_held(slot: Slot, own_bytes: int | None, available: int | None) -> None:
+    """Note, just before a slot is stopped, what of its memory is still missing from `available`.
+
+    A ready slot: the largest known of its own pages, what came back last time, and (the first time) the drop its start
+    made. One that was starting: what availability has fallen by since. One that crashed: what was known of it, less
+    what came back since the last reading before its crash.
+    """
+    if slot.phase is Phase.STARTING:
+        drop = _fall(slot.before_start_bytes, available)
+        slot.missing_bytes = largest_known(own_bytes, drop)
+        return
+    first_drop = slot.drop_bytes if slot.learned.came_back_bytes is None else None
+    held = largest_known(own_bytes, slot.learned.came_back_bytes, first_drop)
+    if slot.phase is Phase.CRASHED:
+        back = _fall(available, slot.before_crash_bytes)
+        slot.missing_bytes = None if held is None or back is None else max(0, held - back)
+        return
+    slot.missing_bytes = held
+    if held is not None:
+        slot.learned.held_bytes = own_bytes if own_bytes is not None else held
+
+
+def _fall(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None else max(0, before - after)
+
+
+def _learn_came_back(slot: Slot, settled: Settled, *, is_alone: bool) -> None:
+    """What came back replaces the estimate – where it can be told apart, and was waited for to the end."""
+    if not is_alone or settled.came_back is None or slot.drop_bytes is None:
+        return
+    if settled.verdict is Verdict.RECOVERED:
+        # The wait ends a little below the estimate; learning that little less each time would wear it away.
+        slot.learned.came_back_bytes = max(settled.came_back, settled.held or 0)
+    elif settled.verdict in (Verdict.PLATEAU, Verdict.TIMEOUT):
+        slot.learned.came_back_bytes = settled.came_back
+
+
+def describe(settled: Settled) -> str:
+    held = "unknown" if settled.held is None else gib(settled.held)
+    back = "unknown" if settled.came_back is None else gib(settled.came_back)
+    return f"{settled.verdict.value} after {settled.seconds:.2f} s ({back} came back, {held} was held)"
+
+
+def gib(size: int) -> str:
+    return f"{size / 1024**3:.2f} GiB"
