@@ -95,9 +95,7 @@ class _Series:
 class Histogram(_Family):
     type_name = "histogram"
 
-    def __init__(
-        self, name: str, help_text: str, buckets: Sequence[float], label_names: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, name: str, help_text: str, buckets: Sequence[float], label_names: Sequence[str] = ()) -> None:
         super().__init__(name, help_text, label_names)
         self.buckets = tuple(buckets)
         self._series: dict[Labels, _Series] = {}
