@@ -1,0 +1,1 @@
+"""The data path: what passes between a client and an engine."""

@@ -1,0 +1,1 @@
+"""The HTTP side: listening, the edge every request passes, and the handlers."""
