@@ -37,7 +37,7 @@ def cache_folder() -> Path:
 
 @functools.cache
 def find_llama_server() -> str | None:
-    """$LLAMA_SERVER, PATH, the cache, or what tests/fetch-llama-server brings; None (and why, printed) if nothing."""
+    """From $LLAMA_SERVER, PATH or tests/fetch-llama-server; None, and why on stderr, if there is none."""
     for known in (os.environ.get("LLAMA_SERVER"), shutil.which("llama-server")):
         if known:
             return known

@@ -1,10 +1,10 @@
 """Writes GGUF models with random weights, so that a real llama-server can be tested without a download.
 
-    python tests/make_gguf.py red.gguf                     # 260 kB, loads in 20 ms, thousands of tokens a second
-    python tests/make_gguf.py red.gguf --size 1024         # about 1 GiB, really held with `--load-mode none`
+    python tests/make_gguf.py red.gguf              # 260 kB, loads in 20 ms, thousands of tokens a second
+    python tests/make_gguf.py red.gguf --size 1024  # about 1 GiB, really held with `--load-mode none`
 
-What a model says is gibberish, but tells who said it: every word of model `red` is `red` and a number. It never
-ends an answer by itself (the end-of-text token is out of reach), so a reply is as long as `max_tokens` asks.
+What a model says is gibberish, but tells who said it: every word of model `red` is `red` and a number.
+It never ends an answer by itself (the end-of-text token is out of reach): it says `max_tokens` words.
 Needs the `real` extra (gguf, numpy).
 """
 
@@ -21,9 +21,8 @@ import gguf
 import numpy as np
 
 CONTEXT_TOKENS = 8192
-WORDS = (
-    96  # more than twice llama-server's default top-k of 40: bytes and </s> are never among the 40 likeliest
-)
+# More than twice llama-server's default top-k of 40: bytes and </s> are never among the 40 likeliest.
+WORDS = 96
 SPECIAL = ["<unk>", "<s>", "</s>"]
 CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 
@@ -95,9 +94,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter, name: str) -> None:
     writer.add_tokenizer_model("llama")
     writer.add_token_list(SPECIAL + bytes_ + words)
     writer.add_token_scores([0.0] * (len(SPECIAL) + 256) + [-float(i) for i in range(WORDS)])
-    writer.add_token_types(
-        [kinds.UNKNOWN, kinds.CONTROL, kinds.CONTROL] + [kinds.BYTE] * 256 + [kinds.NORMAL] * WORDS
-    )
+    writer.add_token_types([kinds.UNKNOWN, kinds.CONTROL, kinds.CONTROL] + [kinds.BYTE] * 256 + [kinds.NORMAL] * WORDS)
     writer.add_unk_token_id(0)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
@@ -141,9 +138,7 @@ def _size(text: str) -> Literal["tiny"] | int:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write a GGUF model with random weights.")
     parser.add_argument("path", type=Path, help="the file to write")
-    parser.add_argument(
-        "--size", type=_size, default="tiny", metavar="tiny|MIB", help="default: tiny (260 kB)"
-    )
+    parser.add_argument("--size", type=_size, default="tiny", metavar="tiny|MIB", help="default: tiny, 260 kB")
     parser.add_argument("--name", help="what its words are made of; default: the file's name")
     options = parser.parse_args(argv)
     path = make_gguf(options.path, size=options.size, name=options.name)
