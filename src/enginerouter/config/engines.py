@@ -35,9 +35,7 @@ class EngineSettings:
     ] = None
     enabled: Annotated[bool, Key("A disabled engine is never started and serves nothing.")] = True
     start_timeout_s: Annotated[float, Key("Longest wait for the engine to become ready.", "s", gt=0)] = 300.0
-    stop_timeout_s: Annotated[
-        float, Key("Longest wait after the stop signal before it is killed.", "s", ge=0)
-    ] = 30.0
+    stop_timeout_s: Annotated[float, Key("Longest wait after the stop signal before it is killed.", "s", ge=0)] = 30.0
     api: Annotated[
         tuple[Dialect, ...],
         Key("Dialects that the engine serves itself; requests in another one are translated.", nonempty=True),
@@ -74,16 +72,12 @@ class EngineSettings:
             is_secret=True,
         ),
     ] = field(default_factory=dict, repr=False)
-    api_key: Annotated[str | None, Key("Key that the engine asks for; sent only to it.", is_secret=True)] = (
-        field(default=None, repr=False)
+    api_key: Annotated[str | None, Key("Key that the engine asks for; sent only to it.", is_secret=True)] = field(
+        default=None, repr=False
     )
-    api_key_env: Annotated[str | None, Key("Environment variable that holds `api_key`.", nonempty=True)] = (
-        None
-    )
+    api_key_env: Annotated[str | None, Key("Environment variable that holds `api_key`.", nonempty=True)] = None
     discover_models: Annotated[bool, Key("Ask the engine for its model ids and serve those too.")] = False
-    served_models: Annotated[
-        tuple[str, ...], Key("Model ids the engine is known to serve.", form="name")
-    ] = ()
+    served_models: Annotated[tuple[str, ...], Key("Model ids the engine is known to serve.", form="name")] = ()
     tags_cache_ttl_s: Annotated[float, Key("How long a fetched model list is used.", "s", ge=0)] = 30.0
     ready_path: Annotated[
         str | None,
@@ -97,9 +91,7 @@ class EngineSettings:
         ),
     ] = ""
     ready_status: Annotated[int, Key("HTTP status that means ready.", ge=100, le=599)] = 200
-    ready_probe_timeout_s: Annotated[
-        float, Key("Time-out of one readiness probe (SGLang wants 25).", "s", gt=0)
-    ] = 2.0
+    ready_probe_timeout_s: Annotated[float, Key("Time-out of one readiness probe (SGLang wants 25).", "s", gt=0)] = 2.0
     first_byte_timeout_s: Annotated[
         float | None, Key("Longest wait for the first byte of an answer; null = no limit.", "s", gt=0)
     ] = None
@@ -111,17 +103,13 @@ class EngineSettings:
     keep_slots: Annotated[
         bool, Key("llama.cpp: save the slots before the engine is freed and restore them after it starts.")
     ] = False
-    auto_restart: Annotated[bool, Key("Start it again at once after a crash, not at the next request.")] = (
-        False
-    )
+    auto_restart: Annotated[bool, Key("Start it again at once after a crash, not at the next request.")] = False
     max_restarts: Annotated[int, Key(_CRASH_DOC, ge=1)] = 3
     sleep_path: Annotated[
         str | None,
         Key("Path that puts the engine to sleep instead of stopping it (vLLM: `/sleep`).", form="path"),
     ] = None
-    wake_path: Annotated[str | None, Key("Path that wakes the engine (vLLM: `/wake_up`).", form="path")] = (
-        None
-    )
+    wake_path: Annotated[str | None, Key("Path that wakes the engine (vLLM: `/wake_up`).", form="path")] = None
     # A remote engine whose key is not set: chains pass it over, direct requests say so.
     unconfigured: bool = False
 
@@ -147,7 +135,7 @@ class Profile:
     ] = field(default_factory=dict)
     env: Annotated[
         Mapping[str, str],
-        Key("Environment of this profile, over the engine's.", as_text=True, is_secret=True),
+        Key("Environment of this profile, over the engine's.", form="env", as_text=True, is_secret=True),
     ] = field(default_factory=dict, repr=False)
     memory_gib: Annotated[float | Literal["auto"] | None, Key("As for engines.", "GiB", gt=0)] = None
     pin: Annotated[bool, Key("As for engines.")] = False
@@ -171,7 +159,8 @@ class GenericProcess(EngineSettings):
         ),
     ]
     env: Annotated[
-        Mapping[str, str], Key("Environment variables, over the router's own.", as_text=True, is_secret=True)
+        Mapping[str, str],
+        Key("Environment variables, over the router's own.", form="env", as_text=True, is_secret=True),
     ] = field(default_factory=dict, repr=False)
     cwd: Annotated[Path | None, Key("Working directory; null = the router's.")] = None
     stop_cmd: Annotated[
@@ -182,9 +171,7 @@ class GenericProcess(EngineSettings):
             as_text=True,
         ),
     ] = ()
-    stop_signal: Annotated[
-        str, Key("Signal that asks it to stop: `TERM`, `SIGTERM` or 15.", form="signal")
-    ] = "TERM"
+    stop_signal: Annotated[str, Key("Signal that asks it to stop: `TERM`, `SIGTERM` or 15.", form="signal")] = "TERM"
     process_pattern: Annotated[
         str | None,
         Key(
@@ -196,9 +183,9 @@ class GenericProcess(EngineSettings):
         Path | None,
         Key("File for its output, opened for append; null = `logs/<engine>.log` beside the config."),
     ] = None
-    ready_path: Annotated[
-        str | None, Key("Path that answers `ready_status` when it is ready.", form="path")
-    ] = "/health"
+    ready_path: Annotated[str | None, Key("Path that answers `ready_status` when it is ready.", form="path")] = (
+        "/health"
+    )
     profiles: Annotated[
         Mapping[str, Profile], Key("Models with their own launch flags; switching restarts the process.")
     ] = field(default_factory=dict)
@@ -214,9 +201,7 @@ class ApiSwap(EngineSettings):
     load_path: Annotated[
         str, Key("Path that loads a model; empty = the server loads on request.", form="path_or_empty")
     ] = ""
-    load_method: Annotated[
-        Literal["POST", "GET", "PUT", "DELETE", "PATCH"], Key("Method of `load_path`.")
-    ] = "POST"
+    load_method: Annotated[Literal["POST", "GET", "PUT", "DELETE", "PATCH"], Key("Method of `load_path`.")] = "POST"
     load_body: Annotated[
         Mapping[str, Any], Key("JSON body of `load_path`; `{model}` becomes the model, at any depth.")
     ] = field(default_factory=dict)
@@ -224,9 +209,7 @@ class ApiSwap(EngineSettings):
     unload_path: Annotated[
         str, Key("Path that unloads a model; empty = its memory cannot be freed.", form="path_or_empty")
     ] = ""
-    unload_method: Annotated[
-        Literal["POST", "GET", "PUT", "DELETE", "PATCH"], Key("Method of `unload_path`.")
-    ] = "POST"
+    unload_method: Annotated[Literal["POST", "GET", "PUT", "DELETE", "PATCH"], Key("Method of `unload_path`.")] = "POST"
     unload_body: Annotated[
         Mapping[str, Any], Key("JSON body of `unload_path`; `{model}` becomes the model, at any depth.")
     ] = field(default_factory=dict)
@@ -240,9 +223,7 @@ class ApiSwap(EngineSettings):
         str, Key("Only entries for which this `key==value` holds are loaded.", form="equality")
     ] = ""
     loaded_id_key: Annotated[str, Key("Key of the id that unloading wants, if it is not the name.")] = ""
-    systemd_unit: Annotated[
-        str | None, Key("Unit to start if the server cannot be reached.", nonempty=True)
-    ] = None
+    systemd_unit: Annotated[str | None, Key("Unit to start if the server cannot be reached.", nonempty=True)] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,9 +238,9 @@ class Ollama(EngineSettings):
     )
     health_path: Annotated[str, Key("Path that answers when the daemon is up.", form="path")] = "/api/tags"
     unload_timeout_s: Annotated[float, Key("Longest wait until nothing is loaded.", "s", gt=0)] = 60.0
-    systemd_unit: Annotated[
-        str | None, Key("Unit to start if the daemon cannot be reached.", nonempty=True)
-    ] = "ollama.service"
+    systemd_unit: Annotated[str | None, Key("Unit to start if the daemon cannot be reached.", nonempty=True)] = (
+        "ollama.service"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,9 +250,9 @@ class SystemdUnit(EngineSettings):
     type: Annotated[Literal["systemd_unit"], Key("The kind of engine.")] = "systemd_unit"
     unit: Annotated[str, Key("Name of the unit.", nonempty=True)]
     scope: Annotated[Literal["user", "system"], Key("Whose manager runs the unit.")] = "user"
-    ready_path: Annotated[
-        str | None, Key("Path that answers `ready_status` when it is ready.", form="path")
-    ] = "/v1/models"
+    ready_path: Annotated[str | None, Key("Path that answers `ready_status` when it is ready.", form="path")] = (
+        "/v1/models"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,12 +285,8 @@ class Ds4(EngineSettings):
     ] = "ds4/ds4-server"
     health_path: Annotated[str, Key("Path that answers when it is ready.", form="path")] = "/v1/models"
     start_timeout_s: Annotated[float, Key("Longest wait for the engine to become ready.", "s", gt=0)] = 240.0
-    stop_timeout_s: Annotated[float, Key("Longest wait for it to stop before it is killed.", "s", ge=0)] = (
-        45.0
-    )
-    log_file: Annotated[Path | None, Key("File for its output, with `control: process`.")] = Path(
-        "logs/ds4-server.log"
-    )
+    stop_timeout_s: Annotated[float, Key("Longest wait for it to stop before it is killed.", "s", ge=0)] = 45.0
+    log_file: Annotated[Path | None, Key("File for its output, with `control: process`.")] = Path("logs/ds4-server.log")
 
 
 ENGINE_TYPES: Mapping[str, type[EngineSettings]] = MappingProxyType(

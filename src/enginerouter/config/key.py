@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, get_type_hints
 
 
@@ -33,6 +32,8 @@ class Key:
     nonempty: bool = False
     # A plain string in place of an object of this class sets this key of it.
     shorthand: str = ""
+    # Said beside a message about a wrong value.
+    hint: str = ""
     # Accepted for older configs, without effect here; says why or what to use instead.
     no_effect: str = ""
 
@@ -48,7 +49,6 @@ class KeyField:
     is_required: bool
 
 
-@cache
 def keys_of(owner: type[Any]) -> tuple[KeyField, ...]:
     """The YAML keys of a config dataclass, in order."""
     hints = get_type_hints(owner, include_extras=True)
@@ -66,3 +66,9 @@ def keys_of(owner: type[Any]) -> tuple[KeyField, ...]:
             default = field.default_factory()
         found.append(KeyField(field.name, hint.__origin__, keys[0], default, is_required))
     return tuple(found)
+
+
+def identity_of(owner: type[Any]) -> str:
+    """The field that holds an object's own name in its mapping (`Alias.name`), or "" if it has none."""
+    first = dataclasses.fields(owner)[0].name
+    return "" if any(field.name == first for field in keys_of(owner)) else first

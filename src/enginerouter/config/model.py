@@ -45,17 +45,13 @@ class ApiKey:
     """A key that clients may use. After loading, `key` holds the secret, wherever it came from."""
 
     name: Annotated[str, Key("Name for logs and status; `key-N` if left out.")] = ""
-    key: Annotated[
-        str, Key("The secret itself. Give one of `key`, `key_env`, `key_file`.", is_secret=True)
-    ] = field(default="", repr=False)
+    key: Annotated[str, Key("The secret itself. Give one of `key`, `key_env`, `key_file`.", is_secret=True)] = field(
+        default="", repr=False
+    )
     key_env: Annotated[str | None, Key("Environment variable that holds the secret.", nonempty=True)] = None
     key_file: Annotated[Path | None, Key("File that holds the secret.")] = None
-    admin: Annotated[bool, Key("May this key swap, unload, reload and see logs? A plain string key may.")] = (
-        False
-    )
-    models: Annotated[tuple[str, ...], Key("Globs of the models and aliases it may name.", nonempty=True)] = (
-        "*",
-    )
+    admin: Annotated[bool, Key("May this key swap, unload, reload and see logs? A plain string key may.")] = False
+    models: Annotated[tuple[str, ...], Key("Globs of the models and aliases it may name.", nonempty=True)] = ("*",)
     remote: Annotated[bool, Key("May it spend on remote engines?")] = True
     priority: Annotated[int, Key("Higher goes first when engines must be swapped.", ge=-1000, le=1000)] = 0
 
@@ -70,22 +66,18 @@ class Model:
     disable_thinking_below_max_tokens: Annotated[
         int | None, Key("Switch thinking off for chats that allow fewer tokens than this.", "tokens", ge=1)
     ] = None
-    set_params: Annotated[
-        Mapping[str, Any], Key("Values written into every request; dotted paths are allowed.")
-    ] = field(default_factory=dict)
+    set_params: Annotated[Mapping[str, Any], Key("Values written into every request; dotted paths are allowed.")] = (
+        field(default_factory=dict)
+    )
     default_params: Annotated[
         Mapping[str, Any], Key("Values for keys that a request leaves out; dotted paths are allowed.")
     ] = field(default_factory=dict)
-    strip_params: Annotated[
-        tuple[str, ...], Key("Keys removed from every request; dotted paths are allowed.")
-    ] = ()
+    strip_params: Annotated[tuple[str, ...], Key("Keys removed from every request; dotted paths are allowed.")] = ()
     context_length: Annotated[
         int | None, Key("Context window shown to clients; null = what the engine reports.", "tokens", ge=1)
     ] = None
     description: Annotated[str, Key("Free text for people.")] = ""
-    upstream_id: Annotated[str | None, Key("Name the engine knows it by; null = the id.", nonempty=True)] = (
-        None
-    )
+    upstream_id: Annotated[str | None, Key("Name the engine knows it by; null = the id.", nonempty=True)] = None
     same_as: Annotated[
         str | None,
         Key("Label of models whose embeddings can be mixed (same weights elsewhere).", nonempty=True),
@@ -98,9 +90,9 @@ class Alias:
     """A client-facing name: a rename of one model (`target`) or an ordered `chain` of targets."""
 
     name: str
-    target: Annotated[
-        str | None, Key("The model it stands for. A plain string is short for this.", nonempty=True)
-    ] = None
+    target: Annotated[str | None, Key("The model it stands for. A plain string is short for this.", nonempty=True)] = (
+        None
+    )
     chain: Annotated[
         tuple[str, ...],
         Key("Targets tried in order: `engine/model`, a model id or another alias.", form="name"),
@@ -110,9 +102,7 @@ class Alias:
     hidden: Annotated[bool, Key("Leave it out of model lists.")] = False
     go_on_after_s: Annotated[
         float | None,
-        Key(
-            "Pass over a local target whose queue and swap would take longer; null = wait it out.", "s", ge=0
-        ),
+        Key("Pass over a local target whose queue and swap would take longer; null = wait it out.", "s", ge=0),
     ] = None
     first_byte_timeout_s: Annotated[
         float | None, Key("Longest wait for a target's first byte; null = the engine's.", "s", gt=0)
@@ -136,9 +126,9 @@ class Discover:
     """Whether models are found by asking the engines."""
 
     enabled: Annotated[bool, Key("Serve models that engines with `discover_models` report.")] = False
-    collision: Annotated[
-        Literal["config_order"], Key("Who serves an id that two engines report: the first.")
-    ] = "config_order"
+    collision: Annotated[Literal["config_order"], Key("Who serves an id that two engines report: the first.")] = (
+        "config_order"
+    )
     port_probe: Annotated[
         PortProbe,
         Key("Older configs: a switch that did nothing.", no_effect="`enginerouter init` probes ports"),
@@ -154,12 +144,10 @@ class Health:
     probe_timeout_s: Annotated[float, Key("Time-out of one background probe.", "s", gt=0)] = 3.0
     failures_to_open: Annotated[int, Key("Failures in a row that open a circuit.", ge=1)] = 2
     open_s: Annotated[float, Key("How long an open circuit passes a target over.", "s", gt=0)] = 60.0
-    rate_limit_cooldown_s: Annotated[float, Key("Cool-down after 429 without `Retry-After`.", "s", ge=0)] = (
-        30.0
+    rate_limit_cooldown_s: Annotated[float, Key("Cool-down after 429 without `Retry-After`.", "s", ge=0)] = 30.0
+    credit_cooldown_s: Annotated[float, Key("Cool-down after a provider refused our key or our credit.", "s", ge=0)] = (
+        3600.0
     )
-    credit_cooldown_s: Annotated[
-        float, Key("Cool-down after a provider refused our key or our credit.", "s", ge=0)
-    ] = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,16 +167,15 @@ class Cache:
 class Config:
     """The whole file."""
 
-    host: Annotated[str, Key("Address to listen on; `0.0.0.0` = all interfaces.", nonempty=True)] = (
-        "127.0.0.1"
-    )
+    host: Annotated[
+        str, Key("Address to listen on; `0.0.0.0` = all interfaces.", nonempty=True, hint="0.0.0.0 = all interfaces")
+    ] = "127.0.0.1"
     port: Annotated[int, Key("Port to listen on; 0 = any free one.", ge=0, le=65535)] = 8077
     api_keys: Annotated[
-        tuple[ApiKey, ...], Key("Keys that clients must send; empty = no key is asked for.", shorthand="key")
+        tuple[ApiKey, ...],
+        Key("Keys that clients must send; empty = no key is asked for.", shorthand="key", is_secret=True),
     ] = ()
-    allowed_hosts: Annotated[
-        tuple[str, ...], Key("Names by which clients may reach the router without a key.", nonempty=False)
-    ] = ()
+    allowed_hosts: Annotated[tuple[str, ...], Key("Names by which clients may reach the router without a key.")] = ()
     allowed_origins: Annotated[
         tuple[str, ...],
         Key("Web origins that may call the router (CORS), like `https://chat.example`.", form="origin"),
@@ -200,24 +187,21 @@ class Config:
     ] = False
     max_body_mib: Annotated[int, Key("Largest request body.", "MiB", ge=1)] = 256
     max_buffered_mib: Annotated[int, Key("All bodies of waiting requests together.", "MiB", ge=1)] = 512
-    log_level: Annotated[
-        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], Key("Least level logged.")
-    ] = "INFO"
-    log_file: Annotated[
-        Path | None, Key("Log file, kept in four parts of 5 MB; null = standard error only.")
-    ] = Path("logs/router.log")
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], Key("Least level logged.")] = "INFO"
+    log_file: Annotated[Path | None, Key("Log file, kept in four parts of 5 MB; null = standard error only.")] = Path(
+        "logs/router.log"
+    )
     log_format: Annotated[Literal["text", "json"], Key("Form of the log lines.")] = "text"
     state_file: Annotated[Path, Key("File for what is learned and what was launched.")] = Path("state.json")
     swap_keepalive_enabled: Annotated[bool, Key("Send bytes to streaming clients that wait.")] = True
     swap_keepalive_interval_s: Annotated[
-        float, Key("Time between them. To switch them off use `swap_keepalive_enabled`.", "s", ge=0.1)
+        float,
+        Key("Time between them.", "s", ge=0.1, hint="to switch keep-alive off, set swap_keepalive_enabled: false"),
     ] = 5.0
     commit_after_s: Annotated[
         float, Key("How long the status line is held back while queueing and swapping.", "s", ge=0)
     ] = 3.0
-    first_byte_commit_s: Annotated[
-        float, Key("How long it is held back while the engine is silent.", "s", ge=0)
-    ] = 10.0
+    first_byte_commit_s: Annotated[float, Key("How long it is held back while the engine is silent.", "s", ge=0)] = 10.0
     prefill_keepalive: Annotated[bool, Key("Keep-alive also while the engine reads the prompt.")] = True
     json_keepalive_after_s: Annotated[
         float | None,
@@ -226,9 +210,7 @@ class Config:
     swap_progress: Annotated[
         Literal["comment", "event"], Key("`event` sends progress as events, which crash common SDK loops.")
     ] = "comment"
-    drain_timeout_s: Annotated[float, Key("How long a drain waits; see `on_drain_timeout`.", "s", ge=0)] = (
-        30.0
-    )
+    drain_timeout_s: Annotated[float, Key("How long a drain waits; see `on_drain_timeout`.", "s", ge=0)] = 30.0
     on_drain_timeout: Annotated[
         Literal["wait", "cut", "refuse"],
         Key(
@@ -236,12 +218,8 @@ class Config:
             "`refuse`: the swap is called off.",
         ),
     ] = "wait"
-    shutdown_timeout_s: Annotated[
-        float, Key("How long running answers may go on at shutdown.", "s", ge=0)
-    ] = 10.0
-    on_exit: Annotated[
-        Literal["stop", "keep"], Key("What becomes of launched engines when the router ends.")
-    ] = "stop"
+    shutdown_timeout_s: Annotated[float, Key("How long running answers may go on at shutdown.", "s", ge=0)] = 10.0
+    on_exit: Annotated[Literal["stop", "keep"], Key("What becomes of launched engines when the router ends.")] = "stop"
     swap_memory_settle_timeout_s: Annotated[
         float, Key("Longest wait for freed memory to come back; 0 = do not wait.", "s", ge=0)
     ] = 25.0
@@ -259,25 +237,15 @@ class Config:
     swap_max_wait_s: Annotated[
         float, Key("After this long a waiting request closes the gate of the engine in its way.", "s", ge=0)
     ] = 15.0
-    swap_linger_s: Annotated[
-        float, Key("An idle engine is kept this long for a next request.", "s", ge=0)
-    ] = 0.25
-    idle_unload_s: Annotated[
-        float | None, Key("Free engines after this long without a request.", "s", gt=0)
-    ] = None
+    swap_linger_s: Annotated[float, Key("An idle engine is kept this long for a next request.", "s", ge=0)] = 0.25
+    idle_unload_s: Annotated[float | None, Key("Free engines after this long without a request.", "s", gt=0)] = None
     max_queued_requests: Annotated[int, Key("Requests that may wait; more get 429.", ge=1)] = 256
-    queue_timeout_s: Annotated[float, Key("Longest wait until the swap for a request begins.", "s", gt=0)] = (
-        600.0
-    )
-    upstream_connect_timeout_s: Annotated[
-        float, Key("Longest wait for a connection to an engine.", "s", gt=0)
-    ] = 15.0
+    queue_timeout_s: Annotated[float, Key("Longest wait until the swap for a request begins.", "s", gt=0)] = 600.0
+    upstream_connect_timeout_s: Annotated[float, Key("Longest wait for a connection to an engine.", "s", gt=0)] = 15.0
     upstream_stall_timeout_s: Annotated[
         float | None, Key("Longest silence of an engine within an answer; null = no limit.", "s", gt=0)
     ] = None
-    engines: Annotated[Mapping[str, EngineSettings], Key("The engines, by name.")] = field(
-        default_factory=dict
-    )
+    engines: Annotated[Mapping[str, EngineSettings], Key("The engines, by name.")] = field(default_factory=dict)
     models: Annotated[tuple[Model, ...], Key("The models that clients may name.")] = ()
     aliases: Annotated[
         Mapping[str, Alias],
