@@ -5,6 +5,7 @@ for it, so no check invites an upload it then refuses.
 
 For handlers (`async def handler(call: EdgeCall) -> web.StreamResponse`):
   * `await call.read_body()` reads the body once; the edge closes it when the handler is done (earlier: `close()`).
+    What is in it: `json_body.json_object(body.raw)`, `json_body.model_of(...)`, `multipart.form_field(body, "model")`.
   * Raise a `RouterError` before anything was sent, and the client gets it in the route's dialect.
   * Raise anything after the answer has begun, and the connection is cut without a tidy end; in-band errors are
     written by the handler itself.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,12 +38,14 @@ from enginerouter.errors import (
     printable,
 )
 
-from .body import Body, BodyLimits, BufferBudget, expects_continue, read_body
+from .body import MIB, Body, BodyLimits, BufferBudget, expects_continue, read_body
 from .keys import ANONYMOUS, Identity, Keyring, identify
 from .origin import Origins, is_foreign_fetch
 from .routes import ErrorBody, Route, Routes, canonical_problem
 
 if TYPE_CHECKING:
+    from enginerouter.config.model import Config
+
     from .request import EdgeRequest
 
 log = logging.getLogger(__name__)
@@ -63,6 +67,10 @@ class UnknownTransferCoding(NotBuilt):
     code = "transfer_coding_not_supported"
 
 
+class UnreadableRequest(BadRequest):
+    """HTTP that we do not speak: where the next request begins is anybody's guess, so the connection ends."""
+
+
 @dataclass(frozen=True, slots=True)
 class EdgeRules:
     """What one configuration says to the edge. Replaced as a whole on reload."""
@@ -71,6 +79,22 @@ class EdgeRules:
     keyring: Keyring = field(default_factory=Keyring)
     origins: Origins = field(default_factory=lambda: Origins(has_keys=False))
     limits: BodyLimits = field(default_factory=BodyLimits)
+
+
+def rules_of(config: Config, routes: Routes) -> EdgeRules:
+    """The rules of a loaded configuration. Plain and cheap; a reload calls it again."""
+    own_name = socket.gethostname()
+    return EdgeRules(
+        routes,
+        Keyring(config.api_keys),
+        Origins(
+            has_keys=bool(config.api_keys),
+            allowed_hosts=config.allowed_hosts,
+            allowed_origins=config.allowed_origins,
+            machine_names=(own_name, own_name.partition(".")[0], config.host),
+        ),
+        BodyLimits(max_bytes=config.max_body_mib * MIB),
+    )
 
 
 class EdgeCall:
@@ -181,7 +205,7 @@ class Edge:
             body=error_body(error, is_admin=identity.is_admin, request_id=request.request_id),
             headers=error_headers(error),
         )
-        if not request.content.is_eof() or isinstance(error, UnreadableRequest):
+        if not request.content.is_eof() or isinstance(error, (UnreadableRequest, UnknownTransferCoding)):
             # What is still to come of this request must not be read as the next one.
             response.force_close()
         return response
@@ -204,10 +228,6 @@ class Edge:
         if not request.content.is_eof():
             response.force_close()
         return response
-
-
-class UnreadableRequest(BadRequest):
-    """HTTP that we do not speak: where the next request begins is anybody's guess, so the connection ends."""
 
 
 def check_framing(request: EdgeRequest) -> None:
