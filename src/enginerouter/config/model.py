@@ -196,7 +196,12 @@ class Config:
     swap_keepalive_enabled: Annotated[bool, Key("Send bytes to streaming clients that wait.")] = True
     swap_keepalive_interval_s: Annotated[
         float,
-        Key("Time between them.", "s", ge=0.1, hint="to switch keep-alive off, set swap_keepalive_enabled: false"),
+        Key(
+            "Time between keep-alive bytes.",
+            "s",
+            ge=0.1,
+            hint="to switch keep-alive off, set swap_keepalive_enabled: false",
+        ),
     ] = 5.0
     commit_after_s: Annotated[
         float, Key("How long the status line is held back while queueing and swapping.", "s", ge=0)
