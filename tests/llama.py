@@ -118,9 +118,7 @@ def _wait_ready(url: str, process: subprocess.Popen[bytes], timeout_s: float) ->
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise RuntimeError(
-                f"llama-server ended with {process.returncode} before it was ready: {process.args!r}"
-            )
+            raise RuntimeError(f"llama-server ended with {process.returncode} before it was ready: {process.args!r}")
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=2):
                 return
