@@ -1,0 +1,110 @@
+"""Ending a process tree: ask, wait, kill, look again until nothing is left.
+
+Asking is the stop command, else the stop signal to the leader's group. Those that outlive their leader are asked
+one by one, for they may never have been in its group. What remains after that is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+
+from enginerouter.engines import proctree
+from enginerouter.engines.child import Child, Tree, run_bounded, wait_gone
+from enginerouter.engines.launch import child_environment
+from enginerouter.engines.proctree import ProcessKey
+from enginerouter.tasks import TaskGroup
+
+log = logging.getLogger(__name__)
+
+# Once their leader is gone nobody gives the others work: they are given this long to tidy up.
+_ORPHAN_GRACE_S = 5.0
+_KILL_TIMEOUT_S = 10.0
+_RESCAN_S = 0.25
+_CONT = getattr(signal, "SIGCONT", None)
+
+
+def signal_number(name: str) -> int:
+    """`TERM`, `SIGTERM` or `15`; SIGTERM where this system has no such signal."""
+    if name.isdigit():
+        return int(name)
+    found = getattr(signal, f"SIG{name.upper().removeprefix('SIG')}", signal.SIGTERM)
+    return int(found)
+
+
+async def end_child(child: Child, stop_signal: str, stop_timeout_s: float, tasks: TaskGroup) -> set[ProcessKey]:
+    """End the child and its whole tree. What comes back would not go."""
+    deadline = asyncio.get_running_loop().time() + stop_timeout_s
+    number = signal_number(stop_signal)
+    was_asked = False
+    if child.launch.stop_argv and not child.has_exited:
+        was_asked = await _run_stop_command(child, stop_timeout_s, tasks)
+    if not was_asked:
+        await asyncio.to_thread(_ask_group, child.leader, number)
+    if not child.has_exited:
+        await asyncio.wait([child.exited], timeout=_left(deadline))
+    return await end_tree(child.tree, number, min(_left(deadline), _ORPHAN_GRACE_S), tasks)
+
+
+async def end_tree(tree: Tree, number: int, grace_s: float, tasks: TaskGroup) -> set[ProcessKey]:
+    """Ask every member that is left, then kill until two looks in a row find none."""
+    left = await tree.alive()
+    if left and grace_s > 0:
+        await asyncio.to_thread(_ask_each, left, number)
+        await wait_gone(left, tasks, grace_s)
+    deadline = asyncio.get_running_loop().time() + _KILL_TIMEOUT_S
+    empty_looks = 0
+    while empty_looks < 2:
+        left = await tree.alive()
+        if not left:
+            # A member may have forked while we looked, and ended: its child shows at the second look.
+            empty_looks += 1
+            continue
+        if _left(deadline) == 0:
+            return left
+        empty_looks = 0
+        await asyncio.to_thread(proctree.kill_all, left)
+        await wait_gone(left, tasks, _RESCAN_S)
+    return set()
+
+
+def _left(deadline: float) -> float:
+    return max(0.0, deadline - asyncio.get_running_loop().time())
+
+
+def _ask_group(leader: ProcessKey, number: int) -> None:
+    """A stopped process takes its signal only once it continues."""
+    proctree.send_to_group(leader, number)
+    if _CONT is not None:
+        proctree.send_to_group(leader, _CONT)
+
+
+def _ask_each(keys: set[ProcessKey], number: int) -> None:
+    for key in keys:
+        proctree.send(key, number)
+        if _CONT is not None:
+            proctree.send(key, _CONT)
+
+
+async def _run_stop_command(child: Child, timeout_s: float, tasks: TaskGroup) -> bool:
+    """True if it ended well: then the engine is on its way out and needs no signal."""
+    launch = child.launch
+    engine = launch.slot.engine
+    # Without the marker: the command is no part of the tree that it ends.
+    env = child_environment(os.environ, launch, None)
+    try:
+        output = child.log.open_for_child()
+        try:
+            status = await run_bounded(launch.stop_argv, env, launch.cwd, output, tasks, timeout_s)
+        finally:
+            os.close(output)
+    except (OSError, ValueError) as error:
+        log.warning("engine %r: its stop_cmd could not be run: %s", engine, error)
+        return False
+    if status is None:
+        log.warning("engine %r: its stop_cmd did not end within %.3g s", engine, timeout_s)
+    elif status != 0:
+        log.warning("engine %r: its stop_cmd exited with status %d", engine, status)
+    return status == 0

@@ -1,0 +1,116 @@
+"""From settings to engines: which class serves which `type`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from enginerouter.config.engines import EngineSettings, GenericProcess
+from enginerouter.engines import adoption, proctree
+from enginerouter.engines.base import Engine, OnExit
+from enginerouter.engines.child import Tree
+from enginerouter.engines.directory import SlotDirectory
+from enginerouter.engines.ending import end_tree, signal_number
+from enginerouter.engines.process import GenericProcessEngine
+from enginerouter.errors import NotBuilt
+from enginerouter.slots import SlotId
+from enginerouter.state import StateFile
+from enginerouter.tasks import TaskGroup
+
+log = logging.getLogger(__name__)
+
+_LEFTOVER_GRACE_S = 10.0
+
+
+class UnbuiltEngine:
+    """An engine that this version accepts in a configuration but does not serve. It holds nothing."""
+
+    def __init__(self, settings: EngineSettings, what: str) -> None:
+        self._settings = settings
+        self._what = what
+
+    @property
+    def name(self) -> str:
+        return self._settings.name
+
+    def address(self, slot: SlotId) -> str:
+        return (self._settings.base_url or "").rstrip("/")
+
+    def watch(self, on_exit: OnExit) -> None:
+        pass
+
+    async def check(self, slot: SlotId, leaving: Collection[SlotId]) -> None:
+        raise self._not_built()
+
+    async def start(self, slot: SlotId) -> None:
+        raise self._not_built()
+
+    async def stop(self, slot: SlotId) -> None:
+        pass
+
+    async def held_bytes(self, slot: SlotId) -> int | None:
+        return 0
+
+    async def stopped_state(self, slot: SlotId) -> str | None:
+        return None
+
+    async def adopt(self) -> list[SlotId]:
+        return []
+
+    async def close(self) -> None:
+        pass
+
+    def _not_built(self) -> NotBuilt:
+        return NotBuilt(f"engine {self.name!r} has {self._what}, which this version does not serve yet")
+
+
+def build_engine(settings: EngineSettings, state: StateFile, base_dir: Path, directory: SlotDirectory) -> Engine:
+    if not isinstance(settings, GenericProcess):
+        return UnbuiltEngine(settings, f"type {settings.type!r}")
+    if settings.profiles or settings.manifest is not None:
+        return UnbuiltEngine(settings, "profiles")
+    return GenericProcessEngine(settings, base_dir, state, directory)
+
+
+def build_engines(
+    engines: Mapping[str, EngineSettings], state: StateFile, base_dir: Path, directory: SlotDirectory
+) -> dict[str, Engine]:
+    """The enabled engines, by name, in the order of the configuration."""
+    return {
+        name: build_engine(settings, state, base_dir, directory)
+        for name, settings in engines.items()
+        if settings.enabled
+    }
+
+
+async def end_launches_of_removed_engines(state: StateFile, engines: Collection[str]) -> list[str]:
+    """At start-up: end what earlier routers launched for engines that are no longer configured.
+
+    Gives the slots, as text. What would not go is logged: no engine of ours is concerned.
+    """
+    processes = await asyncio.to_thread(proctree.snapshot)
+    boot = await asyncio.to_thread(proctree.boot_id)
+    leftovers = {
+        marker: (slot_text, Tree(marker))
+        for marker, slot_text in adoption.leftover_markers(processes, state.router_id).items()
+        if adoption.engine_of(slot_text) not in engines
+    }
+    for slot_text, raw in state.get(adoption.SECTION).items():
+        if adoption.engine_of(slot_text) in engines:
+            continue
+        record = adoption.parse_record(raw)
+        if record is not None and adoption.is_same_process(record, boot, processes):
+            leftovers[record.marker] = (slot_text, Tree(record.marker, {record.leader}))
+        state.put_entry(adoption.SECTION, slot_text, None)
+    tasks = TaskGroup()
+    try:
+        for slot_text, tree in leftovers.values():
+            log.info("ending %r, launched by an earlier router for an engine that is gone", slot_text)
+            left = await end_tree(tree, signal_number("TERM"), _LEFTOVER_GRACE_S, tasks)
+            if left:
+                log.error("%r would not stop: processes %s", slot_text, sorted(key.pid for key in left))
+    finally:
+        await tasks.close()
+    return sorted({slot_text for slot_text, _tree in leftovers.values()})
