@@ -18,6 +18,7 @@ from enginerouter.errors import (
     EngineCrashed,
     EngineFailed,
     EngineStalled,
+    FreeFailed,
     LeaseCut,
     Pinned,
     QueueFull,
@@ -43,8 +44,8 @@ from enginerouter.swap.model import (
     SwapReport,
     Ticket,
 )
-from enginerouter.swap.phases import Event, Phase
-from enginerouter.swap.walk import CalledOff, StartEnded, Surroundings, Walk
+from enginerouter.swap.phases import NOTHING_TO_DRAIN, ON_ITS_WAY_OUT, Event, Phase
+from enginerouter.swap.walk import CUT_GRACE_S, CalledOff, StartEnded, Surroundings, Walk
 from enginerouter.tasks import TaskGroup
 
 log = logging.getLogger(__name__)
@@ -78,12 +79,11 @@ class Coordinator:
         self._observer = observer
         self._now = now
         self._tasks = TaskGroup()
-        self._walks: dict[int, asyncio.Task[None]] = {}
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._timer_at: dict[int, float] = {}
         self._queued = 0
         self._is_closing = False
-        self._last_available: int | None = None
+        self._released_all = asyncio.Event()
         self._turned_at = now()
 
     # --- the life of the coordinator
@@ -92,8 +92,15 @@ class Coordinator:
         """Take over what an earlier router left running, begin the preloads, and watch."""
         for engine in self._engines.values():
             engine.watch(self.crashed)
-        for engine in self._engines.values():
-            for slot_id in await engine.adopt():
+        for name, engine in self._engines.items():
+            try:
+                adopted = await engine.adopt()
+            except FreeFailed as stuck:
+                # Nothing is started on top of it; each slot is freed again before its memory is used.
+                for slot in [s for s in self._slots.values() if s.id.engine == name]:
+                    self._move(slot, Event.NOT_GONE, stuck.message)
+                continue
+            for slot_id in adopted:
                 self._adopted(self._slots[slot_id])
         for slot in self._slots.values():
             slot.is_wanted = slot.spec.is_preloaded and slot.phase is Phase.COLD
@@ -117,19 +124,41 @@ class Coordinator:
         self._is_closing = True
         for slot in self._slots.values():
             self._reject(slot, ShuttingDown("the router is shutting down; try again shortly", retry_after_s=5))
+        for lane in self._lanes:
+            self._dispatch(lane)  # a drain for those who waited is called off
+
+    async def end_leases(self, within_s: float) -> None:
+        """Let the running requests end within a time; what still runs then is cut, with a word to its client."""
+        self.refuse_new()
+        if not await self._all_released_within(within_s):
+            self._cut_all()
+            await self._all_released_within(CUT_GRACE_S)
+
+    async def _all_released_within(self, seconds: float) -> bool:
+        self._released_all.clear()
+        if not any(s.leases for s in self._slots.values()):
+            return True
+        try:
+            await asyncio.wait_for(self._released_all.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    def _cut_all(self) -> None:
+        for slot in self._slots.values():
+            for lease in list(slot.leases):
+                lease.cut(LeaseCut("the answer was ended: the router is shutting down"))
 
     async def close(self, *, keeps_engines: bool = False) -> None:
         """Cut what still runs and free every slot, all at once – or leave ready engines running (`on_exit: keep`)."""
         self.refuse_new()
         for timer in self._timers.values():
             timer.cancel()
-        for slot in self._slots.values():
-            for lease in list(slot.leases):
-                lease.cut(LeaseCut("the answer was ended: the router is shutting down"))
+        self._cut_all()
         await self._tasks.close()
         ending = [s for s in self._slots.values() if s.phase is not Phase.COLD]
         if keeps_engines:
-            ending = [s for s in ending if s.phase is not Phase.READY]
+            ending = [s for s in ending if s.phase not in (Phase.READY, Phase.DRAINING)]
         results = await asyncio.gather(*(self._engines[s.id.engine].stop(s.id) for s in ending), return_exceptions=True)
         for slot, result in zip(ending, results, strict=True):
             if isinstance(result, BaseException):
@@ -157,13 +186,8 @@ class Coordinator:
             raise ShuttingDown("the router is shutting down; try again shortly", retry_after_s=5)
         if is_explicit:
             slot.circuit = circuit.CLOSED
-        elif slot.phase is Phase.COLD and slot.circuit.is_open(now):
-            wait = slot.circuit.open_until - now
-            raise StartCircuitOpen(
-                f"{slot_id} failed to start {slot.circuit.failures} times in a row and is left alone for another "
-                f"{wait:.0f} s; the last time: {slot.circuit.reason} – POST /admin/reset tries it at once",
-                retry_after_s=wait,
-            )
+        elif _may_not_start(slot, now):
+            raise _circuit_open(slot, now)
         elif self._queued >= self._rules.max_queued:
             raise QueueFull(
                 f"{self._queued} requests are waiting already (max_queued_requests); try again later",
@@ -183,6 +207,8 @@ class Coordinator:
             slot.queue.append(ticket)
         self._queued += 1
         self._dispatch(lane)
+        if lane.swap is not None and slot.phase is Phase.COLD:
+            self._refuse_if_pinned(slot, lane)
         return ticket
 
     def leave(self, ticket: Ticket) -> None:
@@ -210,6 +236,8 @@ class Coordinator:
         if lease.has_answered:
             slot.answered += 1
         lane = self._lane_of[slot.id]
+        if self._is_closing and not any(s.leases for s in self._slots.values()):
+            self._released_all.set()
         # The hot path: nobody waits, nothing moves, no timer is due that is not set.
         if self._queued or lane.swap is not None or slot.is_unload_wanted or slot.spec.idle_unload_s is not None:
             self._dispatch(lane)
@@ -224,7 +252,6 @@ class Coordinator:
             slot.early_crash = error
         if slot.phase not in (Phase.READY, Phase.DRAINING):
             return
-        slot.before_crash_bytes = self._last_available
         has_proved = slot.answered > 0 and now - slot.ready_at >= PROVED_AFTER_S
         self._move(slot, Event.CRASH, error.message)
         if has_proved:
@@ -255,6 +282,7 @@ class Coordinator:
         if slot.phase is Phase.COLD:
             return False
         slot.is_unload_wanted = True
+        slot.is_wanted = False
         self._dispatch(self._lane_of[slot_id])
         return True
 
@@ -315,6 +343,8 @@ class Coordinator:
         now = self._now()
         self._expire(lane, now)
         for slot in lane.slots.values():
+            if slot.queue and _may_not_start(slot, now):
+                self._reject(slot, _circuit_open(slot, now))
             while ticket := policy.grantable(slot):
                 slot.queue.popleft()
                 self._queued -= 1
@@ -325,9 +355,12 @@ class Coordinator:
             lane.changed.set()
         elif not self._is_closing:
             until = self._next(lane, now)
+        self._run_clocks(lane, now)
+        self._set_timer(lane, until)
+
+    def _run_clocks(self, lane: Lane, now: float) -> None:
         for slot in lane.slots.values():
             slot.wait_clock.run(policy.is_clock_running(slot, lane, self._rules), now)
-        self._set_timer(lane, until)
 
     def _next(self, lane: Lane, now: float) -> float | None:
         while True:
@@ -337,19 +370,18 @@ class Coordinator:
             if isinstance(said, policy.Begin):
                 self._begin(lane, said.plan, now)
                 return None
-            names = ", ".join(str(s.id) for s in said.pinned)
-            self._reject(
-                said.slot,
-                Pinned(
-                    f"{said.slot.id} cannot be loaded: {names} is pinned in memory; unload it first "
-                    "(POST /admin/unload) or take the pin out of the configuration"
-                ),
-            )
+            self._reject(said.slot, _pinned(said.slot, said.pinned))
+
+    def _refuse_if_pinned(self, slot: Slot, lane: Lane) -> None:
+        try:
+            policy.in_the_way(slot, lane, self._rules)
+        except CannotFit as blocked:
+            self._reject(slot, _pinned(slot, blocked.pinned))
 
     def _expire(self, lane: Lane, now: float) -> None:
         limit = self._rules.queue_timeout_s
         for slot in lane.slots.values():
-            if lane.swap is not None and lane.swap.plan.target == slot.id and lane.swap.step != "checking":
+            if _is_under_way(slot, lane):
                 continue
             for ticket in [t for t in slot.queue if now - t.arrived_at >= limit]:
                 slot.queue.remove(ticket)
@@ -361,7 +393,9 @@ class Coordinator:
                 _fail(ticket, error)
 
     def _set_timer(self, lane: Lane, until: float | None) -> None:
-        deadlines = [t.arrived_at + self._rules.queue_timeout_s for s in lane.slots.values() for t in s.queue]
+        limit = self._rules.queue_timeout_s
+        waiting = [s for s in lane.slots.values() if s.queue and not _is_under_way(s, lane)]
+        deadlines = [min(t.arrived_at for t in s.queue) + limit for s in waiting]
         if until is not None:
             deadlines.append(until)
         at = min(deadlines, default=None)
@@ -405,12 +439,13 @@ class Coordinator:
         try:
             await walk.run()
         except CalledOff as off:
-            result = off.result
+            result = off.result or ("called_off" if swap.freed else "")
         except StartEnded:
             result, message = "ended", "nobody waited for it any more"
         except RouterError as error:
             result, message = ("refused" if error.code == "engine_busy" else "failed"), error.message
-            self._reject_target(lane, swap, error)
+            # Those who came after the failure was told wait for a start of their own.
+            self._reject_target(lane, swap, None if walk.has_answered else error)
         except asyncio.CancelledError:
             result = "cancelled"
             raise
@@ -421,11 +456,12 @@ class Coordinator:
         finally:
             self._swap_over(lane, swap, result, message)
 
-    def _reject_target(self, lane: Lane, swap: Swap, error: RouterError) -> None:
+    def _reject_target(self, lane: Lane, swap: Swap, error: RouterError | None) -> None:
         if swap.plan.target is not None:
             slot = lane.slots[swap.plan.target]
             slot.is_wanted = False
-            self._reject(slot, error)
+            if error is not None:
+                self._reject(slot, error)
 
     def _swap_over(self, lane: Lane, swap: Swap, result: str, message: str) -> None:
         now = self._now()
@@ -464,6 +500,7 @@ class Coordinator:
             slot.circuit = circuit.CLOSED
         if after in (Phase.COLD, Phase.STUCK):
             slot.is_unload_wanted = False
+        self._run_clocks(self._lane_of[slot.id], now)
         level = logging.WARNING if after in (Phase.CRASHED, Phase.STUCK) else logging.INFO
         log.log(level, "%s %s -> %s%s", slot.id, before.value, after.value, f" ({reason})" if reason else "")
         self._observer.slot_moved(slot.id, before, after, reason)
@@ -493,11 +530,16 @@ class Coordinator:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             self._turned_at = self._now()
-            if any(s.phase is Phase.READY for s in self._slots.values()):
-                self._last_available = self._memory.available()
+            if serving := [s for s in self._slots.values() if s.phase in (Phase.READY, Phase.DRAINING)]:
+                available = self._memory.available()
+                for slot in serving:
+                    slot.before_end_bytes = available
             for slot in self._slots.values():
                 if slot.leases:
-                    await self._look_at(slot)
+                    try:
+                        await self._look_at(slot)
+                    except Exception:  # a background task's edge: one bad look does not end the looking
+                        log.exception("looking at %s broke", slot.id)
 
     async def _look_at(self, slot: Slot) -> None:
         rules, now = self._rules, self._now()
@@ -519,6 +561,34 @@ class Coordinator:
         if state is not None and slot.phase in (Phase.READY, Phase.DRAINING):
             for lease in silent:
                 lease.cut(EngineStalled(slot.id.engine, f"{slot.id} does not answer: {state}"))
+
+
+def _may_not_start(slot: Slot, now: float) -> bool:
+    """Whether the start circuit stands between the slot and whoever wants it; a resident slot is used all the same."""
+    is_down = slot.phase is Phase.COLD or slot.phase in NOTHING_TO_DRAIN or slot.phase in ON_ITS_WAY_OUT
+    return is_down and slot.circuit.is_open(now)
+
+
+def _circuit_open(slot: Slot, now: float) -> StartCircuitOpen:
+    wait = slot.circuit.open_until - now
+    return StartCircuitOpen(
+        f"{slot.id} failed to start {slot.circuit.failures} times in a row and is left alone for another "
+        f"{wait:.0f} s; the last time: {slot.circuit.reason} – POST /admin/reset tries it at once",
+        retry_after_s=wait,
+    )
+
+
+def _pinned(slot: Slot, pinned: Iterable[Slot]) -> Pinned:
+    names = ", ".join(str(s.id) for s in pinned)
+    return Pinned(
+        f"{slot.id} cannot be loaded: {names} is pinned in memory; unload it first "
+        "(POST /admin/unload) or take the pin out of the configuration"
+    )
+
+
+def _is_under_way(slot: Slot, lane: Lane) -> bool:
+    """Whether the swap that its waiters wait for has begun: they are not timed out any more."""
+    return lane.swap is not None and lane.swap.plan.target == slot.id and lane.swap.step != "checking"
 
 
 def _fail(ticket: Ticket, error: RouterError) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from enginerouter.swap.model import Rules, Slot
-from enginerouter.swap.phases import NOTHING_TO_DRAIN, Phase
+from enginerouter.swap.phases import NOTHING_TO_DRAIN, ON_ITS_WAY_OUT, Phase
 
 
 class CannotFit(Exception):
@@ -29,12 +29,11 @@ def plan_eviction(target: Slot, residents: Iterable[Slot], rules: Rules) -> list
     """
     others = [s for s in residents if s is not target]
     broken = [s for s in residents if s.phase in NOTHING_TO_DRAIN]
-    # What another task is freeing just now is on its way out; it is neither chosen nor counted.
-    sound = [s for s in others if s.phase not in NOTHING_TO_DRAIN and s.phase is not Phase.FREEING]
+    sound = [s for s in others if s.phase not in NOTHING_TO_DRAIN and s.phase not in ON_ITS_WAY_OUT]
     best: list[Slot] | None = None
     in_the_way: list[Slot] = []
     for company in _companies(target, sound, rules):
-        pinned = [s for s in sound if s.spec.is_pinned and s not in company]
+        pinned = [s for s in sound if stays(s) and s not in company]
         if pinned:
             in_the_way = in_the_way or pinned
             continue
@@ -44,6 +43,11 @@ def plan_eviction(target: Slot, residents: Iterable[Slot], rules: Rules) -> list
     if best is None:
         raise CannotFit(in_the_way)
     return broken + best
+
+
+def stays(slot: Slot) -> bool:
+    """Whether a pin keeps it. An explicit unload overrides a pin."""
+    return slot.spec.is_pinned and not slot.is_unload_wanted
 
 
 def regret(slot: Slot) -> tuple[bool, bool, float]:
@@ -73,7 +77,7 @@ def _within_budget(target: Slot, residents: list[Slot], budget: int | None) -> l
     for slot in list(staying):
         if held <= room:
             break
-        if not slot.spec.is_pinned:
+        if not stays(slot):
             staying.remove(slot)
             evicted.append(slot)
             held -= slot.need_bytes or 0
@@ -81,7 +85,7 @@ def _within_budget(target: Slot, residents: list[Slot], budget: int | None) -> l
         if held + (slot.need_bytes or 0) <= room:
             staying.append(slot)
             held += slot.need_bytes or 0
-    return staying if held <= room else [s for s in staying if not s.spec.is_pinned]
+    return staying if held <= room else [s for s in staying if not stays(s)]
 
 
 def further(residents: Iterable[Slot], target: Slot, short_bytes: int) -> list[Slot]:

@@ -148,11 +148,12 @@ class Lease:
     ) -> None:
         task, self._task = self._task, None
         self.release()
-        if self.cut_error is None or kind is None or task is None:
+        if self.cut_error is None or task is None:
             return
+        # As asyncio.timeout does: our cancellation is taken back, whatever became of it inside.
+        others_cancel = task.uncancel() > self._baseline
         if isinstance(error, asyncio.CancelledError):
-            # As asyncio.timeout does: ours is taken back; the client's own going away stays a cancellation.
-            if task.uncancel() <= self._baseline:
+            if not others_cancel:  # the client's own going away stays a cancellation
                 raise self.cut_error from None
         elif isinstance(error, Exception):
             raise self.cut_error from error
@@ -180,8 +181,8 @@ class Slot:
 
     `active_at` is the last grant or release; `keep_until` an operator's hold; `answered` counts finished answers
     since ready; `before_start_bytes` the availability read just before its start; `drop_bytes` how much that fell
-    until ready; `before_crash_bytes` the last reading before it died; `missing_bytes` what a settle waits for;
-    `wait_clock` runs while somebody waits for this slot and what is in its way is ready to serve.
+    until ready; `before_end_bytes` the last reading before it died or was stopped; `missing_bytes` what a settle
+    waits for; `wait_clock` runs while somebody waits for this slot and what is in its way is ready to serve.
     """
 
     spec: SlotSpec
@@ -198,7 +199,7 @@ class Slot:
     is_unload_wanted: bool = False
     before_start_bytes: int | None = None
     drop_bytes: int | None = None
-    before_crash_bytes: int | None = None
+    before_end_bytes: int | None = None
     missing_bytes: int | None = None
     early_crash: EngineCrashed | None = None
     circuit: StartCircuit = CLOSED

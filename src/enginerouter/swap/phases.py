@@ -7,7 +7,8 @@ memory. That one sentence is the invariant; the table keeps it true:
 - Every way out of READY or STARTING leads through FREEING and SETTLING: exit is not yet free memory, and that holds
   for failed, ended and crashed starts too.
 - DRAINING may go back (the swap is called off); FREEING may not: the first stop signal is the point of no return.
-- What cannot be confirmed gone is STUCK. It is freed again before anything is started in its place.
+- What cannot be confirmed gone is STUCK (also what an earlier router left and could not end). It is freed again
+  before anything is started in its place.
 
 `docs/design.md` shows `mermaid()`; a test keeps the two equal.
 """
@@ -42,7 +43,7 @@ class Event(StrEnum):
 
 
 NEXT: dict[Phase, dict[Event, Phase]] = {
-    Phase.COLD: {Event.START: Phase.STARTING, Event.ADOPT: Phase.READY},
+    Phase.COLD: {Event.START: Phase.STARTING, Event.ADOPT: Phase.READY, Event.NOT_GONE: Phase.STUCK},
     Phase.STARTING: {Event.READY: Phase.READY, Event.FREE: Phase.FREEING},
     Phase.READY: {Event.DRAIN: Phase.DRAINING, Event.CRASH: Phase.CRASHED},
     Phase.DRAINING: {Event.CALL_OFF: Phase.READY, Event.FREE: Phase.FREEING, Event.CRASH: Phase.CRASHED},
@@ -54,6 +55,8 @@ NEXT: dict[Phase, dict[Event, Phase]] = {
 
 # Phases from which a slot can be freed without draining: nothing is served from them.
 NOTHING_TO_DRAIN = frozenset({Phase.CRASHED, Phase.STUCK})
+# Phases in which a walk is ending a slot already: it needs neither choosing nor counting.
+ON_ITS_WAY_OUT = frozenset({Phase.FREEING, Phase.SETTLING})
 
 
 def step(phase: Phase, event: Event) -> Phase:

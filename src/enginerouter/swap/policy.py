@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from enginerouter.swap.eviction import CannotFit, plan_eviction
 from enginerouter.swap.model import Lane, Plan, Rules, Slot, Ticket
-from enginerouter.swap.phases import Phase
+from enginerouter.swap.phases import NOTHING_TO_DRAIN, ON_ITS_WAY_OUT, Phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def may_leave_at(victim: Slot, rules: Rules, now: float, *, late_s: float, is_ex
     if victim.phase is not Phase.READY or is_explicit:
         return now
     idle_at = None if victim.has_work else max(victim.active_at + rules.linger_s, victim.keep_until)
-    busy_at = max(now - late_s, victim.ready_at + rules.min_residency_s)
+    busy_at = max(now - late_s, victim.ready_at + rules.min_residency_s, victim.keep_until)
     return busy_at if idle_at is None else min(idle_at, busy_at)
 
 
@@ -93,6 +93,10 @@ def next_step(lane: Lane, rules: Rules, now: float) -> Begin | Refuse | Wait:
         if at <= now:
             return Begin(Plan(slot.id, tuple(v.id for v in victims), "request"))
         wakes.append(at)
+        if overdue_by(slot, rules, now) >= 0:
+            # Whoever is overdue is next: a start for somebody else would be one more young resident in its way,
+            # and with several residents there might always be one.
+            break
     if unload := _next_unload(lane, rules, now, wakes):
         return Begin(unload)
     if not lane.waiting() and (wanted := _next_wanted(lane, rules)):
@@ -159,8 +163,11 @@ def _in_the_way_if_possible(slot: Slot, lane: Lane, rules: Rules) -> list[Slot]:
 
 
 def is_clock_running(slot: Slot, lane: Lane, rules: Rules) -> bool:
-    """Whether the wait for `slot` counts now: all that is in its way is ready to serve."""
-    if not slot.queue or slot.phase is Phase.READY:
+    """Whether the wait for `slot` counts now: something is in its way, and all of that is ready to serve (or broken).
+
+    Not while it is the target of the swap, or one of its victims.
+    """
+    if not slot.queue or slot.phase in (Phase.READY, Phase.DRAINING) or slot.phase in ON_ITS_WAY_OUT:
         return False
     if lane.swap is not None and lane.swap.plan.target == slot.id:
         return False
@@ -168,7 +175,7 @@ def is_clock_running(slot: Slot, lane: Lane, rules: Rules) -> bool:
         victims = in_the_way(slot, lane, rules)
     except CannotFit:
         return False
-    return all(v.phase is Phase.READY for v in victims)
+    return bool(victims) and all(v.phase is Phase.READY or v.phase in NOTHING_TO_DRAIN for v in victims)
 
 
 def grantable(slot: Slot) -> Ticket | None:

@@ -8,6 +8,7 @@ stop signal, there is no `await`: nothing can slip in.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from enginerouter.swap import drain, policy
 from enginerouter.swap.eviction import CannotFit, further
 from enginerouter.swap.memory import MemorySource
 from enginerouter.swap.model import Lane, Lease, Rules, Slot, Swap
-from enginerouter.swap.phases import Event, Phase
+from enginerouter.swap.phases import NOTHING_TO_DRAIN, Event, Phase
 from enginerouter.swap.settle import (
     READ_EVERY_S,
     Question,
@@ -63,7 +64,7 @@ class Surroundings:
 
 
 class Walk:
-    """The walk of one swap in one lane."""
+    """The walk of one swap in one lane. `has_answered`: the target's waiters have been told how it ended."""
 
     def __init__(self, lane: Lane, swap: Swap, around: Surroundings) -> None:
         self._lane = lane
@@ -71,21 +72,40 @@ class Walk:
         self._a = around
         plan = swap.plan
         self._target = lane.slots[plan.target] if plan.target is not None else None
+        # Availability just before the first stop signal whose memory has not been waited for yet.
+        self._before: int | None = None
+        self.has_answered = False
 
     async def run(self) -> None:
         """Raises CalledOff, StartEnded or RouterError; whatever happens, every slot is left in a true phase."""
+        try:
+            await self._steps()
+        except Exception:
+            # However it ended: gates are open, and what was freed is waited for.
+            self._reopen(list(self._lane.slots.values()), "the swap did not take place")
+            await self._settle(None)
+            raise
+
+    async def _steps(self) -> None:
         if self._target is not None:
             await self._engine(self._target).check(self._target.id, self._swap.plan.victims)
         victims = self._confirm()
-        self._close_gates(victims)
+        if broken := [v for v in victims if v.phase in NOTHING_TO_DRAIN]:
+            # What will not go is found out before anybody is drained for it.
+            await self._clear(broken)
+            victims = self._confirm() if self._target is not None else []
         if victims:
-            await self._drain(victims)
-            await self._free(victims)
+            await self._clear(victims)
         if self._target is not None:
             await self._settle(self._target.expected_bytes)
             await self._start(self._target)
         else:
             await self._settle(None)
+
+    async def _clear(self, victims: Sequence[Slot]) -> None:
+        self._close_gates(victims)
+        await self._drain(victims)
+        await self._free(victims)
 
     # --- may it begin
 
@@ -110,7 +130,7 @@ class Walk:
         return victims
 
     def _close_gates(self, victims: Sequence[Slot]) -> None:
-        self._swap.in_flight_at_start = sum(len(v.leases) for v in victims)
+        self._swap.in_flight_at_start += sum(len(v.leases) for v in victims)
         for victim in victims:
             if victim.phase is Phase.READY:
                 self._a.move(victim, Event.DRAIN, self._why())
@@ -133,6 +153,7 @@ class Walk:
                 self._refuse(victims)
             for lease in look.cut:
                 self._cut(lease)
+            if look.cut or (cut_until is None and all(lease.cut_error for lease in leases)):
                 cut_until = now + CUT_GRACE_S
             if cut_until is not None and look.next_look is None and now >= cut_until:
                 log.warning("%d cut requests have not ended; the swap goes on", len(leases))
@@ -146,9 +167,12 @@ class Walk:
         lease.cut(LeaseCut(f"the answer was ended: {slot} had to leave memory {why} after {seconds:g} s of drain"))
 
     def _call_off_if_unwanted(self, victims: Sequence[Slot]) -> None:
-        is_preload = self._swap.plan.reason == "preload"
-        if self._target is not None and not self._target.queue and not is_preload:
+        reason = self._swap.plan.reason
+        if self._target is not None and not self._target.queue and reason != "preload":
             self._reopen(victims, "nobody waits any more")
+            raise CalledOff("called_off")
+        if self._target is None and reason == "idle" and any(v.queue for v in victims):
+            self._reopen(victims, "wanted again")
             raise CalledOff("called_off")
 
     def _refuse(self, victims: Sequence[Slot]) -> None:
@@ -156,7 +180,7 @@ class Walk:
         self._reopen(victims, "busy")
         seconds = self._a.rules.drain_timeout_s
         raise EngineBusy(
-            f"{busy} is still answering after {seconds:g} s and may not be cut (on_drain_timeout: refuse); try later",
+            f"{busy} is still answering after {seconds:g} s and is not cut (on_drain_timeout: refuse); try later",
             retry_after_s=seconds,
         )
 
@@ -168,24 +192,23 @@ class Walk:
     # --- free
 
     async def _free(self, slots: Sequence[Slot]) -> None:
-        """Stop the slots, all at once, and see that they are gone. Raises FreeFailed, or CalledOff while it still may."""
+        """Stop the slots, all at once, and see that they are gone. Raises FreeFailed; CalledOff while it still may."""
         self._enter("freeing")
-        own = await asyncio.gather(*(self._engine(s).held_bytes(s.id) for s in slots))
-        if all(s.phase in (Phase.DRAINING, Phase.READY) for s in slots):
+        own = await asyncio.gather(*(self._engine(s).held_bytes(s.id) for s in slots), return_exceptions=True)
+        if any(s.phase is Phase.DRAINING for s in slots):
             self._call_off_if_unwanted(slots)
         before = self._a.memory.available()
+        if not any(s.phase is Phase.SETTLING for s in self._lane.slots.values()):
+            self._before = before
         for slot, bytes_now in zip(slots, own, strict=True):
-            _note_held(slot, bytes_now, before)
+            _note_held(slot, bytes_now if isinstance(bytes_now, int) else None, before)
             self._a.move(slot, Event.FREE, self._why())
-        self._before = before
         results = await asyncio.gather(*(self._engine(s).stop(s.id) for s in slots), return_exceptions=True)
         failures: list[FreeFailed] = []
         for slot, result in zip(slots, results, strict=True):
-            if isinstance(result, FreeFailed):
-                failures.append(result)
-                self._a.move(slot, Event.NOT_GONE, result.message)
-            elif isinstance(result, BaseException):
-                raise result
+            if isinstance(result, BaseException):
+                failures.append(_free_failed(slot, result))
+                self._a.move(slot, Event.NOT_GONE, failures[-1].message)
             else:
                 self._swap.freed.append(slot.id)
                 self._a.move(slot, Event.GONE, "")
@@ -272,10 +295,10 @@ class Walk:
     async def _start_once(self, target: Slot) -> None:
         self._enter("starting")
         before = self._a.memory.available()
-        target.before_start_bytes, target.drop_bytes = before, None
+        target.before_start_bytes, target.drop_bytes, target.before_end_bytes = before, None, None
         self._a.move(target, Event.START, self._swap.plan.reason)
         began_at = self._a.now()
-        start = self._a.tasks.spawn(self._engine(target).start(target.id), f"start {target.id}")
+        start = self._a.tasks.spawn(self._attempt(target), f"start {target.id}")
         start.add_done_callback(lambda _: self._lane.changed.set())
         try:
             while not start.done():
@@ -289,16 +312,32 @@ class Walk:
                 await self._free([target])
                 await self._settle(None)
             raise
-        start.result()
+        if start.cancelled():
+            raise EngineFailed(target.id.engine, f"the start of {target.id} was cancelled")
+        if (failure := start.result()) is not None:
+            raise failure
         after = self._a.memory.available()
+        target.before_end_bytes = after
         target.drop_bytes = None if before is None or after is None else max(0, before - after)
         target.learned.start_s = self._a.now() - began_at
         self._a.move(target, Event.READY, "")
+
+    async def _attempt(self, target: Slot) -> RouterError | None:
+        """One start. A failure is its result: an ordinary thing, and no traceback in the log."""
+        try:
+            await self._engine(target).start(target.id)
+        except RouterError as error:
+            return error
+        except Exception as error:  # a bug of the engine's; the slot is still ended and accounted for
+            log.exception("starting %s broke", target.id)
+            return EngineFailed(target.id.engine, f"{target.id} could not be started: {error!r}")
+        return None
 
     async def _give_up(self, target: Slot, error: RouterError) -> None:
         """The start failed for good: answer its waiters first, then clear up and wait for the memory."""
         self._a.start_failed(target, error.message)
         self._a.reject(target, error)
+        self.has_answered = True
         try:
             await self._free([target])
         except FreeFailed as stuck:
@@ -307,8 +346,6 @@ class Walk:
             await self._settle(None)
 
     # --- small things
-
-    _before: int | None = None
 
     def _engine(self, slot: Slot) -> Engine:
         return self._a.engines[slot.id.engine]
@@ -320,32 +357,43 @@ class Walk:
         """Wait until something in the lane changes, or until a moment."""
         self._lane.changed.clear()
         delay = None if until is None else max(0.0, until - self._a.now())
-        try:
-            await asyncio.wait_for(self._lane.changed.wait(), delay)
-        except TimeoutError:
-            return
+        # Not wait_for: before Python 3.12 it loses a cancellation that arrives together with the event.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay):
+                await self._lane.changed.wait()
 
 
 def _note_held(slot: Slot, own_bytes: int | None, available: int | None) -> None:
     """Note, just before a slot is stopped, what of its memory is still missing from `available`.
 
     A ready slot: the largest known of its own pages, what came back last time, and (the first time) the drop its start
-    made. One that was starting: what availability has fallen by since. One that crashed: what was known of it, less
-    what came back since the last reading before its crash.
+    made. One that was starting: what availability has fallen by since. One that crashed or would not go: what was
+    known of it, less what came back since the last reading before its end.
     """
+    earlier, slot.before_end_bytes = slot.before_end_bytes, available
     if slot.phase is Phase.STARTING:
         drop = _fall(slot.before_start_bytes, available)
         slot.missing_bytes = largest_known(own_bytes, drop)
         return
     first_drop = slot.drop_bytes if slot.learned.came_back_bytes is None else None
     held = largest_known(own_bytes, slot.learned.came_back_bytes, first_drop)
-    if slot.phase is Phase.CRASHED:
-        back = _fall(available, slot.before_crash_bytes)
-        slot.missing_bytes = None if held is None or back is None else max(0, held - back)
+    if slot.phase in NOTHING_TO_DRAIN:
+        if slot.phase is Phase.STUCK:
+            held = largest_known(own_bytes, slot.missing_bytes)
+        back = _fall(available, earlier)
+        slot.missing_bytes = own_bytes if held is None or back is None else max(own_bytes or 0, held - back)
+        slot.drop_bytes = None  # what comes back now is only the rest: nothing to learn from
         return
     slot.missing_bytes = held
     if held is not None:
         slot.learned.held_bytes = own_bytes if own_bytes is not None else held
+
+
+def _free_failed(slot: Slot, error: BaseException) -> FreeFailed:
+    if isinstance(error, FreeFailed):
+        return error
+    log.error("stopping %s broke", slot.id, exc_info=error)
+    return FreeFailed(slot.id.engine, f"{slot.id} could not be stopped: {error!r}")
 
 
 def _fall(before: int | None, after: int | None) -> int | None:
