@@ -113,7 +113,7 @@ class EngineFailed(RouterError):
 
     status = 502
     code = "engine_failed"
-    is_retryable = False
+    is_retryable: ClassVar[bool | None] = False
 
     def __init__(self, engine: str, message: str, *, admin_detail: str | None = None) -> None:
         super().__init__(message, admin_detail=admin_detail)

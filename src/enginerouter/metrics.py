@@ -119,7 +119,8 @@ class Histogram(_Family):
             for bound, count in zip((*self.buckets, float("inf")), series.counts, strict=True):
                 running += count
                 edge = "+Inf" if bound == float("inf") else _number(bound)
-                yield f"{self.name}_bucket{self._pairs(labels, f'le="{edge}"')} {running}"
+                pairs = self._pairs(labels, 'le="' + edge + '"')
+                yield f"{self.name}_bucket{pairs} {running}"
             yield f"{self.name}_sum{self._pairs(labels)} {series.total!r}"
             yield f"{self.name}_count{self._pairs(labels)} {running}"
 

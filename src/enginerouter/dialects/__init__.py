@@ -1,1 +1,1 @@
-"""The wire formats: OpenAI, Ollama, Anthropic. Bytes and dicts in, bytes and dicts out."""
+"""Wire formats: pure functions from our words to bytes and back."""

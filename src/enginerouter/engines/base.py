@@ -55,3 +55,6 @@ class Engine(Protocol):
 
         Raises FreeFailed if something of ours would not go.
         """
+
+    async def close(self) -> None:
+        """End what the engine object owns here (connections, watchers). Running engines are left alone."""

@@ -1,1 +1,1 @@
-"""The data path: what passes between a client and an engine."""
+"""The data path: headers, the engine's side (upstream), the client's side (downstream). Knows no engines, no swaps."""

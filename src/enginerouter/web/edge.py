@@ -54,6 +54,7 @@ SEC_FETCH_SITE = istr("Sec-Fetch-Site")
 JSON = "application/json"
 PREFLIGHT_MAX_AGE_S = 600
 MAX_PREFLIGHT_HEADERS = 2048
+ALLOW_AT_ALL = "GET, HEAD, POST, DELETE, OPTIONS"
 
 
 class ExpectationFailed(BadRequest):
@@ -68,7 +69,15 @@ class UnknownTransferCoding(NotBuilt):
 
 
 class UnreadableRequest(BadRequest):
-    """HTTP that we do not speak: where the next request begins is anybody's guess, so the connection ends."""
+    """HTTP that we do not speak."""
+
+
+class NoTunnel(MethodNotAllowed):
+    """CONNECT: the client may believe that what follows is for somebody else."""
+
+
+# After these, where the next request begins is anybody's guess: the connection ends.
+UNREADABLE = (UnreadableRequest, UnknownTransferCoding, NoTunnel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +152,11 @@ class EdgeCall:
     def request_id(self) -> str:
         return self.request.request_id
 
+    def release_body(self) -> None:
+        """The body has gone to the engine: give its memory back now, not when a long answer ends."""
+        if self.body is not None and self.body.file is None:
+            self.body.close()
+
     async def read_body(self) -> Body:
         """The whole body, read on the first call."""
         if self.body is None:
@@ -205,7 +219,7 @@ class Edge:
             body=error_body(error, is_admin=identity.is_admin, request_id=request.request_id),
             headers=error_headers(error),
         )
-        if not request.content.is_eof() or isinstance(error, (UnreadableRequest, UnknownTransferCoding)):
+        if not request.content.is_eof() or isinstance(error, UNREADABLE):
             # What is still to come of this request must not be read as the next one.
             response.force_close()
         return response
@@ -250,8 +264,10 @@ def check_framing(request: EdgeRequest) -> None:
 
 def check_target(method: str, path: str, query: str) -> None:
     """Methods and targets that no route may ever see."""
-    if method in ("TRACE", "CONNECT") or path == "*":
-        raise MethodNotAllowed(f"{printable(method)} is not served here", allow="GET, HEAD, POST, OPTIONS")
+    if method == "CONNECT":
+        raise NoTunnel("CONNECT is not served here", allow=ALLOW_AT_ALL)
+    if method == "TRACE" or path == "*":
+        raise MethodNotAllowed(f"{method} is not served here", allow=ALLOW_AT_ALL)
     if not path.startswith("/"):
         # RFC 9112 §3.2.2: an absolute target overrides Host. One name per request is enough.
         raise BadRequest(canonical_problem(path) or "only paths are served here")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
+import tempfile
 from typing import IO, TYPE_CHECKING, Protocol
 
 from enginerouter.errors import BadRequest
@@ -84,12 +86,18 @@ def boundary_of(content_type: str) -> str:
 
 
 def multipart_field(body: Source, boundary: str, name: str) -> str | None:
-    """The text of the one part called name, or None. Raises BadRequest if the body is no multipart/form-data.
+    """The text of the one part called name, or None. Raises BadRequest if the body is no multipart/form-data."""
+    span = field_span(body, boundary, name)
+    return None if span is None else _field_text(body, *span, name)
+
+
+def field_span(body: Source, boundary: str, name: str) -> tuple[int, int] | None:
+    """Where the content of the one part called name begins and ends, or None. Raises BadRequest as `multipart_field`.
 
     A second part of that name is an error, as a duplicate key of a JSON object is: engines differ in which one counts.
     """
     delimiter = b"--" + boundary.encode("ascii")
-    found: str | None = None
+    found: tuple[int, int] | None = None
     start = _after_first(body, delimiter)
     for _ in range(MAX_PARTS):
         if body[start : start + 2] == b"--":
@@ -104,7 +112,7 @@ def multipart_field(body: Source, boundary: str, name: str) -> str | None:
         if _part_name(body[head_start:head_end]) == name:
             if found is not None:
                 raise BadRequest(f"the multipart body has two parts called {name!r}")
-            found = _field_text(body, head_end + 4, end, name)
+            found = (head_end + 4, max(head_end + 4, end))
         start = end + 2 + len(delimiter)
     raise BadRequest(f"the multipart body has more than {MAX_PARTS} parts")
 
@@ -119,6 +127,30 @@ async def form_field(body: Body, name: str) -> str | None:
         return await asyncio.to_thread(multipart_field, FileSource(file, body.size), boundary, name)
     finally:
         file.seek(0)
+
+
+async def replace_form_field(body: Body, name: str, text: str) -> bytes | IO[bytes]:
+    """The body with another text in the part called name (which it has); all else is the same byte for byte."""
+    boundary, value = boundary_of(body.content_type), text.encode()
+    if body.file is None:
+        start, end = field_span(body.raw, boundary, name) or (0, 0)
+        return body.raw[:start] + value + body.raw[end:]
+    body.file = await asyncio.to_thread(_rewritten, body.file, body.size, boundary, name, value)
+    return body.file
+
+
+def _rewritten(file: IO[bytes], size: int, boundary: str, name: str, value: bytes) -> IO[bytes]:
+    """A copy with the field replaced, at its start; the original is closed."""
+    with file:
+        start, end = field_span(FileSource(file, size), boundary, name) or (0, 0)
+        copy: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - it is what this gives
+        file.seek(0)
+        copy.write(file.read(start))
+        copy.write(value)
+        file.seek(end)
+        shutil.copyfileobj(file, copy, WINDOW_BYTES)
+        copy.seek(0)
+        return copy
 
 
 def _after_first(body: Source, delimiter: bytes) -> int:

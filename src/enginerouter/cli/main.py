@@ -1,0 +1,124 @@
+"""The `enginerouter` command: arguments, exit codes, and the one place where an error becomes a message.
+
+Exit codes: 0 done, 1 refused or failed, 2 usage, 3 the port cannot be had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from enginerouter import __version__
+from enginerouter.errors import ConfigError
+
+EXIT_REFUSED = 1
+EXIT_PORT = 3
+COMMANDS = ("serve", "check", "schema", "demo")
+DEFAULT_CONFIG = "config.yaml"
+
+
+class Arguments(argparse.Namespace):
+    """The parsed command line."""
+
+    command: str
+    config: Path
+    check_config: bool
+    print_schema: bool
+    port: int
+    memory_mib: int
+    load_s: float
+    once: bool
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="enginerouter",
+        description="One port for one box whose memory holds one heavy LLM engine at a time.",
+        epilog="Without a command it serves. Try it without a configuration: enginerouter demo",
+    )
+    top.add_argument("--version", action="version", version=f"enginerouter {__version__}")
+    _add_config(top, default=_default_config())
+    top.add_argument("--check-config", action="store_true", help="the same as the command check")
+    top.add_argument("--print-schema", action="store_true", help="the same as the command schema")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+    # In a sub-parser a default would overwrite what stands before the command.
+    _add_config(commands.add_parser("serve", help="serve (the default)"), default=argparse.SUPPRESS)
+    _add_config(commands.add_parser("check", help="say what is wrong with a configuration"), default=argparse.SUPPRESS)
+    commands.add_parser("schema", help="print the JSON Schema of the configuration")
+    demo = commands.add_parser("demo", help="two built-in engines and a guided swap; no GPU, no download")
+    demo.add_argument("--port", type=int, default=8077, help="port to serve on (default 8077; any free one if taken)")
+    demo.add_argument("--memory-mib", type=int, default=512, help="memory that each engine holds (default 512)")
+    demo.add_argument("--load-s", type=float, default=3.0, help="seconds that each engine takes to load (default 3)")
+    demo.add_argument("--once", action="store_true", help="end after the guided swap")
+    return top
+
+
+def _add_config(to: argparse.ArgumentParser, *, default: object) -> None:
+    to.add_argument(
+        "--config",
+        "-c",
+        type=Path,
+        default=default,
+        metavar="PATH",
+        help=f"the configuration file (default $ENGINEROUTER_CONFIG or ./{DEFAULT_CONFIG})",
+    )
+
+
+def _default_config() -> Path:
+    return Path(os.environ.get("ENGINEROUTER_CONFIG") or DEFAULT_CONFIG)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser().parse_args(argv, Arguments())
+    try:
+        return run(arguments)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"config error: {problem}", file=sys.stderr)
+        print("nothing was started; `enginerouter check` reads the file again", file=sys.stderr)
+        return EXIT_REFUSED
+    except KeyboardInterrupt:
+        return 130
+
+
+def run(arguments: Arguments) -> int:
+    """Run the command. What a command needs is imported here: `--help` should not wait for a web server."""
+    command = "check" if arguments.check_config else "schema" if arguments.print_schema else arguments.command
+    if command == "schema":
+        from enginerouter.cli.check import schema
+
+        return schema()
+    if command == "check":
+        from enginerouter.cli.check import check
+
+        return check(arguments.config)
+    if command == "demo":
+        from enginerouter.cli.demo import demo
+
+        return demo(
+            port=arguments.port,
+            memory_mib=arguments.memory_mib,
+            load_s=arguments.load_s,
+            ends_after_tour=arguments.once,
+        )
+    return _serve(arguments.config)
+
+
+def _serve(path: Path) -> int:
+    from enginerouter.config.load import load
+    from enginerouter.web.serve import serve
+
+    loaded = load(path)
+    try:
+        return serve(loaded)
+    except OSError as error:
+        config = loaded.config
+        print(
+            f"cannot listen on {config.host}:{config.port}: {error.strerror or error}; "
+            "stop what uses the port, or set another `port` in the configuration",
+            file=sys.stderr,
+        )
+        return EXIT_PORT

@@ -1,0 +1,244 @@
+"""The client's side of an answer: the status is held back while it may still change, and waiting clients get bytes.
+
+Before the *commit* nothing was sent and an error is an HTTP error; after it, errors are in-band. While a streaming
+client waits – queued, swapping, loading, prefill – one timer (the beat) commits when the status was held long enough
+and then sends a comment every interval, only ever between complete events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from aiohttp import web
+from multidict import CIMultiDict
+
+from enginerouter.tasks import TaskGroup
+
+EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+SSE_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",
+}
+JSON_HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-cache"}
+
+
+class Mode(StrEnum):
+    """What a waiting client gets: SSE comments, SSE progress events, white space before JSON, or nothing."""
+
+    COMMENT = "comment"
+    EVENT = "event"
+    JSON = "json"
+    OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class KeepAlive:
+    """The configured times, in seconds. `json_after_s` None: no white space unless the client asks for it."""
+
+    enabled: bool = True
+    interval_s: float = 5.0
+    commit_after_s: float = 3.0
+    first_byte_commit_s: float = 10.0
+    prefill: bool = True
+    json_after_s: float | None = None
+    stream_mode: Mode = Mode.COMMENT
+
+    def mode(self, *, is_stream: bool, asked: str | None) -> Mode:
+        """What this client gets: its own wish (`X-EngineRouter-Keepalive`) where it fits the answer, else ours."""
+        if not self.enabled or asked == Mode.OFF:
+            return Mode.OFF
+        if not is_stream:
+            return Mode.JSON if asked == Mode.JSON or self.json_after_s is not None else Mode.OFF
+        if asked in (Mode.COMMENT, Mode.EVENT):
+            return Mode(asked)
+        return self.stream_mode
+
+    def held_s(self, mode: Mode) -> float:
+        """How long the status is held while queueing and swapping."""
+        if mode is Mode.JSON:
+            return self.json_after_s if self.json_after_s is not None else self.commit_after_s
+        return self.commit_after_s
+
+
+class Downstream:
+    """One client waiting for, then reading, one answer. `progress` gives the text of a keep-alive."""
+
+    __slots__ = (
+        "_beat",
+        "_commit_at",
+        "_is_writing",
+        "_loop",
+        "_mode",
+        "_progress",
+        "_request",
+        "_response",
+        "_rules",
+        "_sending",
+        "_tail",
+        "_tasks",
+        "has_engine_bytes",
+        "is_event_stream",
+        "keepalives",
+        "last_write_at",
+    )
+
+    def __init__(
+        self, request: web.BaseRequest, rules: KeepAlive, mode: Mode, progress: Callable[[], str], tasks: TaskGroup
+    ) -> None:
+        self._request = request
+        self._rules = rules
+        self._mode = mode
+        self._progress = progress
+        self._tasks = tasks
+        self._loop = asyncio.get_running_loop()
+        self._response: web.StreamResponse | None = None
+        self._beat: asyncio.TimerHandle | None = None
+        self._sending: asyncio.Task[None] | None = None
+        self._commit_at = 0.0
+        self._is_writing = False
+        self._tail = b"\n\n"
+        self.has_engine_bytes = False
+        # Whether what was committed is an event stream: then errors can be said in-band.
+        self.is_event_stream = False
+        self.keepalives = 0
+        self.last_write_at = 0.0
+
+    @property
+    def is_committed(self) -> bool:
+        return self._response is not None
+
+    # --- waiting
+
+    def wait_for_lease(self) -> None:
+        """The client begins to wait in the queue: its status is held for `commit_after_s` from now."""
+        self._hold(self._rules.held_s(self._mode))
+
+    def wait_for_engine(self) -> None:
+        """The lease is granted; a status not sent by now is held for `first_byte_commit_s`."""
+        if self._mode is Mode.OFF:
+            return
+        if not self._rules.prefill:
+            self.stop_beat()
+        elif self._response is None and self._mode is not Mode.JSON:
+            self._hold(self._rules.first_byte_commit_s)
+        elif self._beat is None:
+            self._hold(self._rules.held_s(self._mode))
+
+    def _hold(self, seconds: float) -> None:
+        if self._mode is Mode.OFF:
+            return
+        self._commit_at = self._loop.time() + seconds
+        self._set_beat(self._commit_at)
+
+    def _set_beat(self, at: float) -> None:
+        self.stop_beat()
+        self._beat = self._loop.call_at(at, self._on_beat)
+
+    def stop_beat(self) -> None:
+        """No more keep-alives."""
+        if self._beat is not None:
+            self._beat.cancel()
+            self._beat = None
+
+    def _on_beat(self) -> None:
+        now = self._loop.time()
+        due = self.last_write_at + self._rules.interval_s if self._response is not None else self._commit_at
+        if now + 0.001 < due:
+            self._set_beat(due)
+            return
+        if not self._is_writing and (self._sending is None or self._sending.done()):
+            self._sending = self._tasks.spawn(self._send_keepalive(), "keep-alive")
+        self._set_beat(now + self._rules.interval_s)
+
+    async def _send_keepalive(self) -> None:
+        """Commit if that has not happened, then one frame – unless the answer began meanwhile."""
+        try:
+            if self._response is None:
+                await self._commit(200, CIMultiDict(JSON_HEADERS if self._mode is Mode.JSON else SSE_HEADERS), None)
+            # No await between looking at the border and writing: nothing gets in between.
+            if self._response is not None and not self._is_writing and self._is_between_events():
+                self.keepalives += 1
+                self.last_write_at = self._loop.time()
+                await self._response.write(self._frame())
+        except ConnectionError:
+            self.stop_beat()  # the client left; its handler is being cancelled
+
+    def _is_between_events(self) -> bool:
+        if self._mode is Mode.JSON:
+            return not self.has_engine_bytes
+        return self._tail.endswith(EVENT_ENDS)
+
+    def _frame(self) -> bytes:
+        if self._mode is Mode.JSON:
+            return b" "
+        text = self._progress()
+        if self.has_engine_bytes:
+            # One newline: after an `id:` line a blank one would make an SDK dispatch an empty event.
+            return f": {text}\n".encode()
+        if self._mode is Mode.EVENT:
+            return f"event: model_switching\ndata: {json.dumps({'status': text})}\n\n".encode()
+        return f": {text}\n\n".encode()
+
+    # --- the answer
+
+    async def _commit(self, status: int, headers: CIMultiDict[str], length: int | None) -> web.StreamResponse:
+        response = self._response = web.StreamResponse(status=status, headers=headers)
+        self.is_event_stream = headers.get("Content-Type", "").startswith("text/event-stream")
+        if length is not None:
+            response.content_length = length
+        self.last_write_at = self._loop.time()
+        await response.prepare(self._request)
+        return response
+
+    async def begin(self, status: int, headers: CIMultiDict[str], length: int | None) -> None:
+        """Send the status and headers of the engine; only while not committed. Keep-alives go on while it is silent."""
+        await self._commit(status, headers, length)
+        self.resume()
+
+    def resume(self) -> None:
+        """Keep-alives go on while the engine's event stream is silent."""
+        if self.is_event_stream and self._mode is not Mode.OFF and self._rules.prefill:
+            self._set_beat(self._loop.time() + self._rules.interval_s)
+
+    async def pause(self) -> None:
+        """No keep-alive from now on; one that is being sent reaches its end first."""
+        self.stop_beat()
+        if self._sending is not None and not self._sending.done():
+            await asyncio.wait({self._sending})
+
+    async def comment(self, text: str) -> None:
+        """A comment of ours before the first event of a stream that was committed early."""
+        if self._response is not None and self._mode is not Mode.JSON:
+            await self._response.write(f": {text}\n\n".encode())
+
+    async def write(self, chunk: bytes, now: float) -> None:
+        """Pass on bytes of the engine. Waits while the client does not read; that is the back-pressure."""
+        response = self._response
+        assert response is not None
+        self.has_engine_bytes = True
+        self.last_write_at = now
+        self._tail = chunk if len(chunk) > 3 else (self._tail + chunk)[-4:]
+        self._is_writing = True
+        try:
+            await response.write(chunk)
+        finally:
+            self._is_writing = False
+
+    async def write_last(self, frame: bytes) -> None:
+        """A frame of our own at the end of a stream; the last event is ended first if it was cut."""
+        await self.pause()
+        if not self._tail.endswith(EVENT_ENDS):
+            frame = b"\n\n" + frame
+        await self.write(frame, self._loop.time())
+
+    async def finish(self) -> web.StreamResponse:
+        await self.pause()
+        response = self._response
+        assert response is not None
+        await response.write_eof()
+        return response

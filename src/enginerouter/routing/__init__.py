@@ -1,0 +1,1 @@
+"""From the name a client gives to the engine and slot that serve it."""

@@ -1,0 +1,173 @@
+"""Which slot serves a name: exact model id → alias → alias glob → `engine/model` → 404 with the closest names.
+
+Everything is worked out once per configuration; a request costs one dictionary look-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from enginerouter.config.model import Alias, Config, EngineSettings, Model
+from enginerouter.errors import BadRequest, NotBuilt, UnknownModel
+from enginerouter.slots import SlotId
+
+LATEST = ":latest"
+MayName = Callable[[str], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a name stands for. `asked` is the canonical name (alias or model id), `upstream_model` the engine's own.
+
+    `label` is `engine/model`, for logs, metrics and `X-EngineRouter-Resolved`.
+    """
+
+    asked: str
+    model_id: str
+    engine: str
+    slot: SlotId
+    upstream_model: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A name as catalogues show it. `alias_of` is set for renames."""
+
+    id: str
+    engine: str
+    slot: SlotId
+    display_name: str
+    description: str = ""
+    context_length: int | None = None
+    alias_of: str | None = None
+
+
+class Directory:
+    """All names of one configuration."""
+
+    def __init__(self, config: Config) -> None:
+        self._default = config.default_model
+        self._listed: list[Listed] = []
+        self._models: dict[str, Target] = {}
+        self._names: dict[str, Target] = {}
+        self._chains: set[str] = set()
+        self._globs: list[tuple[str, Alias]] = []
+        engines = {name: e for name, e in config.engines.items() if e.enabled}
+        for model in _models_of(config, engines):
+            self._add_model(model, engines[model.engine])
+        self._names.update(self._models)
+        for target in list(self._models.values()):
+            self._names.setdefault(target.label, target)
+        for alias in config.aliases.values():
+            self._add_alias(alias, config)
+
+    def _add_model(self, model: Model, engine: EngineSettings) -> None:
+        slot = SlotId(engine.name)
+        label = f"{engine.name}/{model.id}"
+        self._models[model.id] = Target(model.id, model.id, engine.name, slot, model.upstream_id or model.id, label)
+        self._listed.append(
+            Listed(
+                model.id,
+                engine.name,
+                slot,
+                model.display_name or model.id,
+                model.description,
+                model.context_length,
+            )
+        )
+
+    def _add_alias(self, alias: Alias, config: Config) -> None:
+        if alias.chain:
+            self._chains.add(alias.name)
+            return
+        if any(c in alias.name for c in "*?["):
+            self._globs.append((alias.name, alias))
+            return
+        target = self._rename(alias, config)
+        if target is None:
+            return
+        self._names[alias.name] = target
+        if not alias.hidden:
+            shown = next(m for m in self._listed if m.id == target.model_id)
+            self._listed.append(
+                Listed(
+                    alias.name,
+                    shown.engine,
+                    shown.slot,
+                    alias.name,
+                    alias.description,
+                    shown.context_length,
+                    alias_of=target.model_id,
+                )
+            )
+
+    def _rename(self, alias: Alias, config: Config) -> Target | None:
+        """The target of a plain rename, through further renames; the loader has refused cycles."""
+        name = alias.target or ""
+        while (step := config.aliases.get(name)) is not None and step.target:
+            name = step.target
+        found = self._names.get(name)
+        if found is None:
+            return None
+        return Target(alias.name, found.model_id, found.engine, found.slot, found.upstream_model, found.label)
+
+    def resolve(self, name: str | None, may_name: MayName, resident: Callable[[], SlotId | None]) -> Target:
+        """The target of a name; of no name: `default_model`, else what is resident.
+
+        Raises UnknownModel (also for names the key may not use), NotBuilt for chains, BadRequest without a model.
+        """
+        if name is None:
+            name = self._default or self._name_of(resident())
+            if name is None:
+                raise BadRequest("the request names no model, there is no default_model, and nothing is loaded")
+        target = self._names.get(name) or self._other_spelling(name)
+        if target is not None and may_name(target.asked):
+            return target
+        if name in self._chains and may_name(name):
+            raise NotBuilt(f"alias {name!r} is a chain, which this version does not serve; name one of its models")
+        raise UnknownModel(name, [m.id for m in self._listed if may_name(m.id)])
+
+    def _other_spelling(self, name: str) -> Target | None:
+        """Ollama's `:latest` and a missing tag are one name; then the alias globs."""
+        other = name.removesuffix(LATEST) if name.endswith(LATEST) else name + LATEST
+        if (target := self._names.get(other)) is not None:
+            return target
+        for pattern, alias in self._globs:
+            if fnmatchcase(name, pattern):
+                found = self._names.get(alias.target or "")
+                if found is not None:
+                    return Target(
+                        alias.name, found.model_id, found.engine, found.slot, found.upstream_model, found.label
+                    )
+        return None
+
+    def _name_of(self, slot: SlotId | None) -> str | None:
+        return next((m.id for m in self._listed if m.slot == slot), None) if slot is not None else None
+
+    def find(self, name: str, may_name: MayName) -> Listed | None:
+        """One entry of the catalogue."""
+        return next((m for m in self._listed if m.id == name and may_name(name)), None)
+
+    def listed(self, may_name: MayName) -> list[Listed]:
+        return [m for m in self._listed if may_name(m.id)]
+
+    def models_of(self, slot: SlotId) -> list[str]:
+        return [m.id for m in self._listed if m.slot == slot and m.alias_of is None]
+
+
+def _models_of(config: Config, engines: dict[str, EngineSettings]) -> Iterable[Model]:
+    """Declared models, then the ids engines are known to serve; an engine without any serves its own name."""
+    declared = [m for m in config.models if m.engine in engines]
+    yield from declared
+    known = {m.id for m in declared}
+    for engine in engines.values():
+        more = [i for i in engine.served_models if i not in known]
+        yield from (Model(id=i, engine=engine.name) for i in more)
+        known.update(more)
+        has_models = any(m.engine == engine.name for m in declared) or bool(engine.served_models)
+        if not has_models and engine.name not in known:
+            yield Model(id=engine.name, engine=engine.name)
+            known.add(engine.name)

@@ -1,0 +1,207 @@
+"""One router, put together: from a configuration to a listening server, and back down again.
+
+This is the only module that knows every part. It holds no logic except order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterable
+
+from aiohttp import web
+
+from enginerouter.config.model import Config, EngineSettings
+from enginerouter.engines.directory import SlotDirectory
+from enginerouter.engines.registry import build_engines, end_launches_of_removed_engines
+from enginerouter.metrics import Registry
+from enginerouter.proxy.downstream import KeepAlive, Mode
+from enginerouter.proxy.upstream import Upstream
+from enginerouter.routing.directory import Directory
+from enginerouter.slots import SlotId
+from enginerouter.state import StateFile
+from enginerouter.swap.coordinator import Coordinator
+from enginerouter.swap.memory import MemorySource, pick_source
+from enginerouter.swap.phases import Phase
+from enginerouter.tasks import TaskGroup
+from enginerouter.web.body import BodyLimits, BufferBudget
+from enginerouter.web.catalog import Catalog
+from enginerouter.web.control import Control
+from enginerouter.web.edge import Edge, EdgeRules
+from enginerouter.web.inference import Inference
+from enginerouter.web.keys import Keyring
+from enginerouter.web.listener import GuardedServer, listen
+from enginerouter.web.origin import Origins
+from enginerouter.web.responses import ResponseOwners
+from enginerouter.web.routes import Access, Route, RouteHandler, Routes
+from enginerouter.web.slots_of import LEARNED, read_learned, rules_of, slot_specs
+from enginerouter.web.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+
+MIB = 1024 * 1024
+# Paths whose POST carries a model, in its JSON or as a part of a form.
+INFERENCE_PATHS = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/responses",
+    "/v1/rerank",
+    "/v1/audio/transcriptions",
+    "/v1/audio/translations",
+    "/v1/audio/speech",
+    "/v1/images/generations",
+    "/v1/images/edits",
+    "/v1/images/variations",
+)
+
+
+class Router:
+    """One running router. `await start()`, then `await stop()`; both once."""
+
+    def __init__(self, config: Config, *, memory: MemorySource | None = None) -> None:
+        self.config = config
+        self.registry = Registry()
+        self.memory = memory if memory is not None else pick_source(config.memory_source)
+        self.telemetry = Telemetry(self.registry)
+        self.state = StateFile(config.base_dir / config.state_file)
+        self._tasks = TaskGroup()
+        self._slot_directory = SlotDirectory(self.state.router_id)
+        self.engines = build_engines(config.engines, self.state, config.base_dir, self._slot_directory)
+        self.learned = read_learned(self.state)
+        self.coordinator = Coordinator(
+            slot_specs(config),
+            self.engines,
+            rules_of(config),
+            self.memory,
+            observer=self.telemetry,
+            learned=self.learned,
+        )
+        self._addresses: dict[SlotId, str] = {}
+        self._upstreams: dict[str, Upstream] = {}
+        self._runner: web.ServerRunner | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        """Listen, take over running engines, begin preloads. Raises OSError if the port cannot be had."""
+        self._upstreams = {name: self._upstream(self.config.engines[name]) for name in self.engines}
+        self.telemetry.watch(self.coordinator)
+        self.telemetry.listeners.append(self._slot_moved)
+        budget = BufferBudget(self.config.max_buffered_mib * MIB)
+        edge = Edge(self._edge_rules(), budget)
+        server = GuardedServer(edge.handle)
+        self._runner, self.port = await listen(
+            server, host=self.config.host, port=self.config.port, shutdown_timeout_s=self.config.shutdown_timeout_s
+        )
+        await end_launches_of_removed_engines(self.state, self.engines)
+        await self.coordinator.start()
+
+    async def stop(self) -> None:
+        """Answer those who wait, let streams end within `shutdown_timeout_s`, stop the engines, save the state."""
+        self.coordinator.refuse_new()
+        if self._runner is not None:
+            await self._stop_listening(self._runner)
+        await self.coordinator.close(keeps_engines=self.config.on_exit == "keep")
+        for upstream in self._upstreams.values():
+            await upstream.close()
+        await self._tasks.close()
+        for engine in self.engines.values():
+            await engine.close()
+        self._note_learned()
+        await self.state.close()
+
+    async def _stop_listening(self, runner: web.ServerRunner) -> None:
+        """No new connections; running answers have `shutdown_timeout_s`, then they are cut with a word."""
+        for site in list(runner.sites):
+            await site.stop()
+        await self.coordinator.end_leases(self.config.shutdown_timeout_s)
+        await runner.cleanup()
+
+    # --- parts
+
+    def _upstream(self, settings: EngineSettings) -> Upstream:
+        headers = dict(settings.headers)
+        if settings.api_key:
+            headers["Authorization"] = f"Bearer {settings.api_key}"
+        return Upstream(
+            settings.name,
+            headers=headers,
+            connect_timeout_s=self.config.upstream_connect_timeout_s,
+            tasks=self._tasks,
+        )
+
+    def _slot_moved(self, slot: SlotId, phase: Phase) -> None:
+        if phase is Phase.READY:
+            self._addresses[slot] = self.engines[slot.engine].address(slot)
+            self._note_learned()
+        elif phase in (Phase.FREEING, Phase.CRASHED):
+            # Before the stop signal: llama-server keeps its memory while somebody is connected.
+            self._upstreams[slot.engine].drop()
+            self._note_learned()
+        elif phase is Phase.COLD:
+            self._note_learned()
+
+    def _note_learned(self) -> None:
+        slots = self.coordinator.slots.values()
+        self.state.put(LEARNED, {str(s.id): dataclasses.asdict(s.learned) for s in slots})
+
+    def _edge_rules(self) -> EdgeRules:
+        config = self.config
+        return EdgeRules(
+            routes=Routes(self._routes()),
+            keyring=Keyring(config.api_keys),
+            origins=Origins(
+                has_keys=bool(config.api_keys),
+                allowed_hosts=config.allowed_hosts,
+                allowed_origins=config.allowed_origins,
+            ),
+            limits=BodyLimits(max_bytes=config.max_body_mib * MIB),
+        )
+
+    def _routes(self) -> Iterable[Route]:
+        config = self.config
+        directory = Directory(config)
+        inference = Inference(
+            directory,
+            self.coordinator,
+            self._upstreams,
+            self._addresses,
+            _keepalive(config),
+            self.telemetry,
+            ResponseOwners(),
+            self._tasks,
+        )
+        catalog = Catalog(directory, self.coordinator)
+        control = Control(directory, self.coordinator, self.telemetry, self.registry, self.memory, self._tasks)
+        for path in INFERENCE_PATHS:
+            yield Route("POST", path, inference.serve)
+        metrics_access: Access = "key" if config.metrics_require_key else "open"
+        rows: list[tuple[str, str, RouteHandler, Access]] = [
+            ("GET", "/v1/responses/{id}", inference.follow, "key"),
+            ("DELETE", "/v1/responses/{id}", inference.follow, "key"),
+            ("POST", "/v1/responses/{id}/cancel", inference.follow, "key"),
+            ("GET", "/v1/responses/{id}/input_items", inference.follow, "key"),
+            ("GET", "/v1", catalog.root, "key"),
+            ("GET", "/v1/models", catalog.models, "key"),
+            ("GET", "/v1/models/{id...}", catalog.model, "key"),
+            ("GET", "/", control.root, "open"),
+            ("GET", "/health", control.health, "open"),
+            ("GET", "/metrics", control.metrics, metrics_access),
+            ("GET", "/status", control.status, "key"),
+            ("POST", "/admin/swap", control.swap, "admin"),
+            ("POST", "/admin/unload", control.unload, "admin"),
+            ("POST", "/admin/reset", control.reset, "admin"),
+        ]
+        yield from (Route(method, path, handler, access) for method, path, handler, access in rows)
+
+
+def _keepalive(config: Config) -> KeepAlive:
+    return KeepAlive(
+        enabled=config.swap_keepalive_enabled,
+        interval_s=config.swap_keepalive_interval_s,
+        commit_after_s=config.commit_after_s,
+        first_byte_commit_s=config.first_byte_commit_s,
+        prefill=config.prefill_keepalive,
+        json_after_s=config.json_keepalive_after_s,
+        stream_mode=Mode(config.swap_progress),
+    )

@@ -1,0 +1,61 @@
+"""What a request asks for: its model, whether it wants a stream, and its body as it will be sent on.
+
+The bytes stay what they were unless something has to change; then the body is written anew, once.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import IO, Any
+
+from enginerouter.errors import BadRequest
+from enginerouter.web.body import Body
+from enginerouter.web.json_body import json_object, model_of
+from enginerouter.web.multipart import form_field, replace_form_field
+
+RESPONSES = "/v1/responses"
+# Only these answer `"stream": true` with an event stream; elsewhere the word means something else or nothing.
+STREAMING_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", RESPONSES})
+
+
+class Ask:
+    """One request's wishes. `body` is what goes upstream: bytes, or a temporary file at its start."""
+
+    __slots__ = ("_form", "_parsed", "_path", "body", "model", "wants_stream")
+
+    def __init__(self, path: str, body: bytes | IO[bytes], parsed: dict[str, Any], form: Body | None = None) -> None:
+        self.body = body
+        self._path = path
+        self._parsed = parsed
+        self._form = form
+        self.model = model_of(parsed)
+        self.wants_stream = path in STREAMING_PATHS and parsed.get("stream") is True
+
+    @property
+    def is_responses(self) -> bool:
+        return self._path == RESPONSES
+
+    @property
+    def previous_response_id(self) -> str | None:
+        if not self.is_responses:
+            return None
+        given = self._parsed.get("previous_response_id")
+        return given if isinstance(given, str) else None
+
+    async def rename(self, model: str) -> None:
+        """Name the model as the engine knows it."""
+        if self._form is not None:
+            self.body = await replace_form_field(self._form, "model", model)
+            return
+        self._parsed["model"] = model
+        self.body = json.dumps(self._parsed, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+
+
+async def understand(path: str, body: Body) -> Ask:
+    """Read the model and the wish for a stream out of a JSON or multipart body. Raises BadRequest."""
+    if body.content_type[:19].lower() == "multipart/form-data":
+        model = await form_field(body, "model")
+        return Ask(path, body.file or body.raw, {"model": model}, form=body)
+    if not body.raw:
+        raise BadRequest("the request has no body; a JSON object with 'model' is needed")
+    return Ask(path, body.raw, await json_object(body.raw))

@@ -1,0 +1,53 @@
+"""Who made which stored response: `/v1/responses/{id}` goes back to that engine, and only for the key that made it."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from enginerouter.errors import NotFound, NotResident, printable
+from enginerouter.routing.directory import Target
+
+MAX_OWNED = 10_000
+LOOK_BYTES = 4096
+_ID = re.compile(rb'"id"\s*:\s*"(resp_[A-Za-z0-9_-]{1,200})"')
+
+
+@dataclass(frozen=True, slots=True)
+class _Owned:
+    target: Target
+    key: str
+
+
+class ResponseOwners:
+    """The last 10,000 response ids, by what their answers said; in memory only."""
+
+    def __init__(self) -> None:
+        self._owned: OrderedDict[str, _Owned] = OrderedDict()
+
+    def note(self, first_bytes: bytes, target: Target, key: str) -> None:
+        """Remember the id in the first bytes of an answer of `/v1/responses`, if there is one."""
+        found = _ID.search(first_bytes, 0, LOOK_BYTES)
+        if found is None:
+            return
+        self._owned[found[1].decode()] = _Owned(target, key)
+        if len(self._owned) > MAX_OWNED:
+            self._owned.popitem(last=False)
+
+    def target_of(self, response_id: str, key: str) -> Target | None:
+        owned = self._owned.get(response_id)
+        return owned.target if owned is not None and owned.key == key else None
+
+    def owner(self, response_id: str, key: str) -> Target:
+        """Raises NotFound for ids that are unknown, or another key's: the two look alike."""
+        target = self.target_of(response_id, key)
+        if target is None:
+            raise NotFound(f"no response {printable(response_id)!r} is known here; ids are forgotten on a restart")
+        return target
+
+    def not_resident(self, response_id: str, target: Target) -> NotResident:
+        return NotResident(
+            f"response {printable(response_id)!r} is held by {target.label}, which is not loaded; "
+            "looking at it does not load an engine"
+        )

@@ -1,0 +1,106 @@
+"""Run one router until a signal says stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable, Iterable
+from logging.handlers import MemoryHandler
+
+from enginerouter.config.load import Loaded
+from enginerouter.config.model import Config
+from enginerouter.tasks import TaskGroup
+from enginerouter.web.app import Router
+from enginerouter.web.listener import parser_problem
+from enginerouter.web.logs import FLUSH_EVERY_S, set_up
+
+log = logging.getLogger(__name__)
+
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+def serve(loaded: Loaded) -> int:
+    """Serve until SIGTERM or Ctrl-C; a second one ends it at once. Gives the exit status. Raises OSError (port)."""
+    config = loaded.config
+    collecting = set_up(config.log_level, config.log_file, config.log_format)
+    try:
+        for warning in loaded.warnings:
+            log.warning("%s", warning)
+        _warn_of_exposure(config)
+        return asyncio.run(_serve(config, collecting))
+    finally:
+        logging.shutdown()
+
+
+def _warn_of_exposure(config: Config) -> None:
+    if config.host not in LOOPBACK and not config.api_keys:
+        log.warning(
+            "listening on %s without api_keys: everybody who can reach this port can use and control the engines",
+            config.host,
+        )
+    if problem := parser_problem():
+        log.warning("%s", problem)
+
+
+async def _serve(config: Config, collecting: Iterable[MemoryHandler]) -> int:
+    router = Router(config)
+    tasks = TaskGroup()
+    tasks.spawn(_flush(collecting), "flush the log")
+    async with signals() as stop:
+        try:
+            await router.start()
+            log.info("listening on http://%s:%d, engines: %s", config.host, router.port, ", ".join(router.engines))
+            await stop.wait()
+            log.info("stopping: running answers have %g s", config.shutdown_timeout_s)
+            return await _stop(router, stop)
+        finally:
+            await tasks.close()
+
+
+async def _stop(router: Router, stop: asyncio.Event) -> int:
+    """Stop in order; a second signal ends it where it is. What is left running is found again at the next start."""
+    stop.clear()
+    tasks = TaskGroup()
+    stopping = tasks.spawn(router.stop(), "stop the router")
+    again = tasks.spawn(stop.wait(), "second signal")
+    await asyncio.wait({stopping, again}, return_when=asyncio.FIRST_COMPLETED)
+    if not stopping.done():
+        log.warning("stopped at once; engines still running are taken over or ended at the next start")
+        await tasks.close()
+        return 1
+    await tasks.close()
+    stopping.result()
+    return 0
+
+
+@contextlib.asynccontextmanager
+async def signals() -> AsyncIterator[asyncio.Event]:
+    """An event that SIGTERM and SIGINT set. SIGHUP does not end the router."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    handlers: dict[str, Callable[[], None]] = {"SIGTERM": stop.set, "SIGINT": stop.set, "SIGHUP": _no_reload}
+    installed = []
+    for name, handler in handlers.items():
+        # Windows has no SIGHUP, and its loops no signal handlers.
+        with contextlib.suppress(NotImplementedError):
+            if (number := getattr(signal, name, None)) is not None:
+                loop.add_signal_handler(number, handler)
+                installed.append(number)
+    try:
+        yield stop
+    finally:
+        for number in installed:
+            loop.remove_signal_handler(number)
+
+
+def _no_reload() -> None:
+    log.warning("SIGHUP: this version does not reload its configuration; restart it to apply changes")
+
+
+async def _flush(collecting: Iterable[MemoryHandler]) -> None:
+    while True:
+        await asyncio.sleep(FLUSH_EVERY_S)
+        for handler in collecting:
+            handler.flush()

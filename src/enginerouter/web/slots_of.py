@@ -1,0 +1,72 @@
+"""From the configuration to the slots and rules of the swap."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from enginerouter.config.model import Config
+from enginerouter.slots import SlotId
+from enginerouter.state import StateFile
+from enginerouter.swap.model import Learned, Rules, SlotSpec
+
+GIB = 1024**3
+LEARNED = "learned"
+
+
+def slot_specs(config: Config) -> list[SlotSpec]:
+    """One slot for every enabled engine."""
+    specs = []
+    for engine in config.engines.values():
+        if not engine.enabled:
+            continue
+        need = engine.memory_gib
+        specs.append(
+            SlotSpec(
+                SlotId(engine.name),
+                need_bytes=int(need * GIB) if isinstance(need, float | int) else None,
+                uses_learned_need=need == "auto",
+                is_pinned=engine.pin,
+                is_preloaded=engine.preload,
+                idle_unload_s=engine.idle_unload_s if engine.idle_unload_s is not None else config.idle_unload_s,
+                holds_memory=engine.holds_local_memory,
+                max_in_flight=engine.max_in_flight,
+                max_restarts=engine.max_restarts,
+            )
+        )
+    return specs
+
+
+def rules_of(config: Config) -> Rules:
+    budget = config.memory_budget_gib
+    return Rules(
+        budget_bytes=int(budget * GIB) if budget is not None else None,
+        together=tuple(frozenset(names) for names in config.together),
+        drain_timeout_s=config.drain_timeout_s,
+        on_drain_timeout=config.on_drain_timeout,
+        settle_timeout_s=config.swap_memory_settle_timeout_s,
+        min_residency_s=config.swap_min_residency_s,
+        max_wait_s=config.swap_max_wait_s,
+        linger_s=config.swap_linger_s,
+        max_queued=config.max_queued_requests,
+        queue_timeout_s=config.queue_timeout_s,
+        stall_timeout_s=config.upstream_stall_timeout_s,
+    )
+
+
+def read_learned(state: StateFile) -> dict[SlotId, Learned]:
+    """What earlier runs measured. What does not look right is forgotten, not trusted."""
+    learned = {}
+    for name, entry in state.get(LEARNED).items():
+        if isinstance(entry, dict):
+            engine, _, model = name.partition("/")
+            learned[SlotId(engine, model or None)] = Learned(
+                start_s=_number(entry.get("start_s"), float),
+                held_bytes=_number(entry.get("held_bytes"), int),
+                came_back_bytes=_number(entry.get("came_back_bytes"), int),
+            )
+    return learned
+
+
+def _number(value: Any, kind: type) -> Any:
+    is_sound = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+    return kind(value) if is_sound else None

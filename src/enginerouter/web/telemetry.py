@@ -1,0 +1,167 @@
+"""What happened, for the log and `/metrics`: one record per request, and the observer of swaps and phases.
+
+Label values come from configured names only; a model name that a client made up is counted as "other".
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from enginerouter.errors import RouterError, printable
+from enginerouter.metrics import Labels, Registry
+from enginerouter.slots import SlotId
+from enginerouter.swap.coordinator import Coordinator
+from enginerouter.swap.model import SwapReport
+from enginerouter.swap.phases import Phase
+
+log = logging.getLogger("enginerouter.requests")
+
+OTHER = "other"
+CLIENT_LEFT = 499
+SWAP_S = (0.5, 1, 2, 5, 10, 20, 30, 45, 60, 90, 120, 180, 240, 300)
+SETTLE_S = (0.05, 0.25, 0.5, 1, 2, 3, 5, 8, 12, 16, 20, 25)
+REQUEST_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+COUNTS = (0, 1, 2, 4, 8, 16, 32, 64)
+
+
+class Record:
+    """One request on its way. Times are monotonic seconds; `status` is what the client got (499: it left)."""
+
+    __slots__ = (
+        "asked",
+        "began_at",
+        "dialect",
+        "error",
+        "first_byte_at",
+        "keepalives",
+        "label",
+        "queue_s",
+        "request_id",
+        "status",
+        "swap_s",
+    )
+
+    def __init__(self, dialect: str, request_id: str, began_at: float) -> None:
+        self.dialect = dialect
+        self.request_id = request_id
+        self.began_at = began_at
+        self.asked = ""
+        self.label = ""
+        self.status = 0
+        self.queue_s = 0.0
+        self.swap_s = 0.0
+        self.first_byte_at: float | None = None
+        self.keepalives = 0
+        self.error: RouterError | None = None
+
+
+class Telemetry:
+    """The metrics of one router; an `Observer` of its coordinator."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+        self.last_swap: dict[SlotId, SwapReport] = {}
+        self.listeners: list[Callable[[SlotId, Phase], None]] = []
+        self._swap_s = registry.histogram("swap_duration_seconds", "Whole swaps, from decision to ready.", SWAP_S)
+        self._phase_s = registry.histogram(
+            "swap_phase_duration_seconds", "Steps of swaps.", SWAP_S, label_names=("phase",)
+        )
+        self._settle_s = registry.histogram(
+            "memory_settle_seconds", "Waits until freed memory was really back.", SETTLE_S
+        )
+        self._verdicts = registry.counter("memory_settle_total", "Settle waits by verdict.", ("verdict",))
+        self._in_flight = registry.histogram("in_flight_at_swap_start", "Requests that a swap had to drain.", COUNTS)
+        self._swaps = registry.counter("swap_total", "Swaps and unloads by how they ended.", ("from", "to", "result"))
+        self._restarts = registry.counter("engine_crashes_total", "Engines that died while they served.", ("engine",))
+        self._requests = registry.counter(
+            "requests_total", "Requests by dialect, target and status.", ("dialect", "requested", "target", "status")
+        )
+        self._wait_s = registry.histogram("queue_wait_seconds", "Time spent waiting for a lease.", REQUEST_S)
+        self._first_s = registry.histogram(
+            "time_to_first_byte_seconds", "From the request to the first byte of its answer.", REQUEST_S
+        )
+        self._total_s = registry.histogram("request_duration_seconds", "Whole requests.", REQUEST_S)
+        self._frames = registry.counter("keepalive_frames_total", "Keep-alive frames sent to waiting clients.")
+
+    def watch(self, coordinator: Coordinator) -> None:
+        """Gauges that are read from the coordinator when scraped."""
+        slots = coordinator.slots
+
+        def states() -> dict[Labels, float]:
+            return {(str(s.id), p.value): float(s.phase is p) for s in slots.values() for p in Phase}
+
+        def uptimes() -> dict[Labels, float]:
+            now = time.monotonic()
+            return {(str(s.id),): now - s.ready_at if s.phase is Phase.READY else 0.0 for s in slots.values()}
+
+        gauge = self.registry.gauge
+        gauge("engine_state", "1 for the phase a slot is in.", ("engine", "phase"), read=states)
+        gauge("engine_uptime_seconds", "Time since the slot became ready; 0 when it is not.", ("engine",), read=uptimes)
+        gauge("queue_depth", "Requests that wait for a lease.", read=lambda: {(): float(coordinator.queued)})
+        gauge(
+            "in_flight",
+            "Requests that hold a lease.",
+            ("engine",),
+            read=lambda: {(str(s.id),): float(len(s.leases)) for s in slots.values()},
+        )
+
+    # --- the observer
+
+    def slot_moved(self, slot: SlotId, before: Phase, after: Phase, reason: str) -> None:
+        if after is Phase.CRASHED:
+            self._restarts.inc((str(slot),))
+        for listener in self.listeners:
+            listener(slot, after)
+
+    def swap_ended(self, report: SwapReport) -> None:
+        plan = report.plan
+        to = str(plan.target) if plan.target is not None else "none"
+        freed = ",".join(str(s) for s in report.freed) or "none"
+        self._swaps.inc((freed, to, report.result))
+        if report.settled is not None:
+            self._settle_s.observe(report.settled.seconds)
+            self._verdicts.inc((report.settled.verdict.value,))
+        if plan.target is None or report.result == "called_off":
+            return
+        self.last_swap[plan.target] = report
+        self._swap_s.observe(report.total_s)
+        self._in_flight.observe(report.in_flight_at_start)
+        for step, seconds in report.seconds.items():
+            self._phase_s.observe(seconds, (step,))
+
+    # --- requests
+
+    def ended(self, record: Record) -> None:
+        """Count a request and write its line."""
+        now = time.monotonic()
+        total = now - record.began_at
+        status = record.status
+        # An unknown model has no label: what the client called it stays out of the metrics.
+        requested = record.asked if record.label else OTHER
+        self._requests.inc((record.dialect, requested, record.label or OTHER, str(status)))
+        self._total_s.observe(total)
+        if record.label:
+            self._wait_s.observe(record.queue_s)
+        first = -1.0
+        if record.first_byte_at is not None:
+            first = record.first_byte_at - record.began_at
+            self._first_s.observe(first)
+        if record.keepalives:
+            self._frames.inc(amount=record.keepalives)
+        if not log.isEnabledFor(logging.INFO):
+            return
+        error = record.error
+        log.info(
+            "%s %s -> %s %s %d queue %.3f s, first byte %.3f s, total %.3f s%s",
+            record.request_id,
+            printable(record.asked) or "-",
+            record.label or "-",
+            record.dialect,
+            status,
+            record.queue_s,
+            first,
+            total,
+            f" ({error.code}: {error.message})" if error is not None else "",
+        )
