@@ -1,6 +1,6 @@
 """A real llama-server and models for it, for tests marked `real`.
 
-    from llama import find_llama_server, model_file, no_mmap_flags, running_llama_server
+    from llama import ONE_THREAD, find_llama_server, model_file, no_mmap_flags, running_llama_server
 
 Both are kept in ${ENGINEROUTER_CACHE:-~/.cache/enginerouter-tests} from one run to the next.
 Where no llama-server can be had, `need_llama_server()` skips the test – or fails it when
@@ -27,6 +27,10 @@ from typing import Literal
 import pytest
 
 FETCH = Path(__file__).with_name("fetch-llama-server")
+
+# For every llama-server of a test. Its threads wait for each other by spinning: with as many as there are cores,
+# and anything else to do on the machine, 3,000 tokens of the tiny model take 30 to 300 s instead of 2.
+ONE_THREAD = ["--threads", "1"]
 
 
 def cache_folder() -> Path:
@@ -104,7 +108,7 @@ def running_llama_server(
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A llama-server with `model` that is ready; gives its base URL and process, and ends it."""
     server, port = need_llama_server(), free_port()
-    argv = [server, "-m", str(model), "--alias", model.name.split("-")[0], "--port", str(port), *flags]
+    argv = [server, "-m", str(model), "--alias", model.name.split("-")[0], "--port", str(port), *ONE_THREAD, *flags]
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             url = f"http://127.0.0.1:{port}"

@@ -63,7 +63,7 @@ def test_a_python_that_cannot_make_an_environment_is_told_the_package(tmp_path: 
     stub(
         tmp_path,
         "fake",
-        f'case "$*" in *venv*) echo "ensurepip is not available"; exit 1;; esac; exec {sys.executable} "$@"',
+        f'case "$*" in *venv*) echo "ensurepip is not available"; exit 1;; esac; exec "{sys.executable}" "$@"',
     )
     venv = tmp_path / "venv"
     status, _, err = run("--demo", PYTHON=str(tmp_path / "fake"), ENGINEROUTER_VENV=str(venv))
