@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from aiohttp import web
 
 from enginerouter.config.model import Config, EngineSettings
+from enginerouter.engines.base import Engine
 from enginerouter.engines.directory import SlotDirectory
 from enginerouter.engines.registry import build_engines, end_launches_of_removed_engines
 from enginerouter.metrics import Registry
@@ -57,9 +58,15 @@ INFERENCE_PATHS = (
 
 
 class Router:
-    """One running router. `await start()`, then `await stop()`; both once."""
+    """One running router. `await start()`, then `await stop()`; both once. `memory` and `engines` are for tests."""
 
-    def __init__(self, config: Config, *, memory: MemorySource | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        memory: MemorySource | None = None,
+        engines: Mapping[str, Engine] | None = None,
+    ) -> None:
         self.config = config
         self.registry = Registry()
         self.memory = memory if memory is not None else pick_source(config.memory_source)
@@ -67,7 +74,11 @@ class Router:
         self.state = StateFile(config.base_dir / config.state_file)
         self._tasks = TaskGroup()
         self._slot_directory = SlotDirectory(self.state.router_id)
-        self.engines = build_engines(config.engines, self.state, config.base_dir, self._slot_directory)
+        self.engines = (
+            dict(engines)
+            if engines is not None
+            else build_engines(config.engines, self.state, config.base_dir, self._slot_directory)
+        )
         self.learned = read_learned(self.state)
         self.coordinator = Coordinator(
             slot_specs(config),

@@ -20,7 +20,7 @@ from enginerouter.errors import BadRequest, QueueFull, RequestTimeout, TooLarge,
 if TYPE_CHECKING:
     from aiohttp.streams import StreamReader
 
-    from .request import EdgeRequest
+    from enginerouter.web.request import EdgeRequest
 
 MIB = 1024 * 1024
 # Multipart bodies above this go to a file.

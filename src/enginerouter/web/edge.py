@@ -37,16 +37,14 @@ from enginerouter.errors import (
     Unauthorized,
     printable,
 )
-
-from .body import MIB, Body, BodyLimits, BufferBudget, expects_continue, read_body
-from .keys import ANONYMOUS, Identity, Keyring, identify
-from .origin import Origins, is_foreign_fetch
-from .routes import ErrorBody, Route, Routes, canonical_problem
+from enginerouter.web.body import MIB, Body, BodyLimits, BufferBudget, expects_continue, read_body
+from enginerouter.web.keys import ANONYMOUS, Identity, Keyring, identify
+from enginerouter.web.origin import Origins, is_foreign_fetch
+from enginerouter.web.routes import ErrorBody, Route, Routes, canonical_problem
 
 if TYPE_CHECKING:
     from enginerouter.config.model import Config
-
-    from .request import EdgeRequest
+    from enginerouter.web.request import EdgeRequest
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import aiohttp
 from aiohttp import ClientResponse, hdrs, web
 from multidict import CIMultiDict, istr
 
-from enginerouter.dialects.frames import engine_error_fields, error_fields, error_frame
+from enginerouter.dialects.openai import engine_error_fields, error_fields, error_frame
 from enginerouter.errors import RouterError, UpstreamFailed, printable
 from enginerouter.proxy.downstream import Downstream, KeepAlive
 from enginerouter.proxy.headers import request_headers, response_headers

@@ -19,8 +19,7 @@ from aiohttp import http_parser, web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 
 from enginerouter.errors import BadRequest, RouterError
-
-from .request import EdgeRequest, RequestIds
+from enginerouter.web.request import EdgeRequest, RequestIds
 
 if TYPE_CHECKING:
     import ssl

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Protocol
 from enginerouter.errors import BadRequest
 
 if TYPE_CHECKING:
-    from .body import Body
+    from enginerouter.web.body import Body
 
 MAX_PARTS = 200
 MAX_HEADER_BYTES = 8192

@@ -24,7 +24,7 @@ from enginerouter.dialects import openai
 from enginerouter.errors import BadRequest, MethodNotAllowed, NotFound, RouterError, printable
 
 if TYPE_CHECKING:
-    from .edge import EdgeCall
+    from enginerouter.web.edge import EdgeCall
 
 Access = Literal["open", "key", "admin"]
 RouteHandler = Callable[["EdgeCall"], Awaitable[web.StreamResponse]]
