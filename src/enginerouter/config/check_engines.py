@@ -35,7 +35,7 @@ def _check_one(settings: EngineSettings, report: Report) -> None:
         report.error((*at, "pin"), "a pinned engine is never unloaded", "remove pin or idle_unload_s")
     if isinstance(settings, GenericProcess):
         _check_process(settings, at, report)
-    elif settings.base_url is None:
+    elif settings.base_url is None and not report.is_wrong((*at, "base_url")):
         report.error(at, "the key 'base_url' is missing", "where the engine answers, like http://127.0.0.1:8080")
     if (settings.sleep_path is None) != (settings.wake_path is None):
         given = "sleep_path" if settings.sleep_path else "wake_path"
@@ -46,7 +46,8 @@ def _check_process(settings: GenericProcess, at: At, report: Report) -> None:
     if not settings.start_cmd[0]:
         report.error((*at, "start_cmd"), "the program's name is empty")
     words = " ".join(settings.start_cmd)
-    if settings.base_url is None and "{port}" not in words:
+    has_address = settings.base_url is not None or "{port}" in words
+    if not has_address and not report.is_wrong((*at, "base_url")):
         report.error(
             at,
             "give 'base_url', or '{port}' in start_cmd",

@@ -126,7 +126,8 @@ def _build(source: Source, converter: Converter, base_dir: Path, environ: Mappin
         # Without `engines:` older configs had both of these, unless disabled.
         for name, owner in LEGACY_SECTIONS.items():
             source.lines.setdefault(("engines", name), source.lines.get((name,), 1))
-            add(name, converter.engine(name, legacy.get(name) or {}, (name,), owner), (name,))
+            section = {} if legacy.get(name) is None else legacy[name]
+            add(name, converter.engine(name, section, (name,), owner), (name,))
     else:
         report.warn((), "there are no engines: nothing can be served", "add one under 'engines:'")
 

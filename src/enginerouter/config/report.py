@@ -22,12 +22,18 @@ class Report:
     lines: Mapping[At, int] = field(default_factory=dict)
     errors: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
+    _wrong: set[At] = field(default_factory=set)
 
     def error(self, at: At, message: str, hint: str = "") -> None:
         self.errors.append(self._problem(at, message, hint))
+        self._wrong.add(at)
 
     def warn(self, at: At, message: str, hint: str = "") -> None:
         self.warnings.append(self._problem(at, message, hint))
+
+    def is_wrong(self, at: At) -> bool:
+        """Whether an error was reported at this very place."""
+        return at in self._wrong
 
     def _problem(self, at: At, message: str, hint: str) -> Problem:
         line = next((self.lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in self.lines), None)

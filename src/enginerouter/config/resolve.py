@@ -35,10 +35,12 @@ def finish_engine(
 
 def _with_api_key(settings: EngineSettings, at: At, source: Source, environ: Mapping[str, str]) -> EngineSettings:
     report, is_remote = source.report, isinstance(settings, Remote)
-    is_named = settings.api_key_env is not None or (*at, "api_key") in source.unset or settings.api_key is not None
+    place = (*at, "api_key")
+    has_variable = place in source.unset or place in source.expanded
+    is_named = has_variable or settings.api_key_env is not None or settings.api_key is not None
     key = settings.api_key
     if settings.api_key_env is not None:
-        if key is not None or (*at, "api_key") in source.unset:
+        if key is not None or has_variable:
             report.error((*at, "api_key_env"), "give api_key or api_key_env, not both")
         key = environ.get(settings.api_key_env)
         if not key and not is_remote:

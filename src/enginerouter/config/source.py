@@ -83,6 +83,8 @@ def _report_syntax(source: Source, error: yaml.MarkedYAMLError) -> None:
     hint = ""
     if "\\t" in what:
         hint = "indent with spaces, not tabs"
+    elif "got '{'" in what or "got '}'" in what:
+        hint = "put ${...} in quotes inside [...] and {...}"
     elif "mapping values are not allowed" in what:
         hint = "put a value that contains ': ' in quotes"
     elif "found another document" in what:

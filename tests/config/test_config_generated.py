@@ -1,0 +1,129 @@
+"""The schema and the reference equal the model, and the schema agrees with the loader as far as it can."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+from test_config_invalid import INVALID
+
+from enginerouter.cli.check import check, schema
+from enginerouter.config.reference import reference_text
+from enginerouter.config.schema import config_schema, schema_text
+from enginerouter.config.unserved import UNSERVED
+
+ROOT = Path(__file__).parents[2]
+VALIDATOR = Draft202012Validator(config_schema())
+
+# Parts of messages about what only the loader can know: it sees the line, the environment, or two keys at once.
+BEYOND_A_SCHEMA = (
+    "given twice", "already given", "is not closed", "given together", "swap_max_wait_s", "one of key", "not 2",
+    "is not set", "cannot be read", "cannot be the name", "'{port}' in start_cmd", "router's own", "'TERM'",
+    "there is no engine '", "stop_cmd", "'{model}'", "serve_script", "a header name", "environment variable",
+    "control characters", "1 to 65535", "remove pin", "number of a signal", "neither target nor chain", "not both",
+    "stands for itself", "must not begin with the name", "itself an alias", "also the id", "→", "'fast'?",
+    "has no model", "not on this machine", "above memory_budget_gib", "YAML", "indent", "in quotes", "one document",
+    "not supported", "plain text", "must name a mapping", "finite", "at most", "no host", "'base_url' is missing",
+    # To JSON Schema 8077.0 is a whole number.
+    "not 8077.0",
+)  # fmt: skip
+
+
+def test_the_schema_file_is_up_to_date() -> None:
+    assert (ROOT / "config.schema.json").read_text() == schema_text(), "run: enginerouter schema > config.schema.json"
+
+
+def test_the_reference_is_up_to_date() -> None:
+    command = "python -m enginerouter.config.reference > docs/reference/config.md"
+    assert (ROOT / "docs/reference/config.md").read_text() == reference_text(), f"run: {command}"
+
+
+def test_the_schema_is_a_schema() -> None:
+    Draft202012Validator.check_schema(config_schema())
+
+
+@pytest.mark.parametrize("path", ["config.example.yaml", "tests/config/predecessor.yaml"])
+def test_the_examples_fit_the_schema(path: str) -> None:
+    errors = [error.message for error in VALIDATOR.iter_errors(yaml.safe_load((ROOT / path).read_text()))]
+    assert errors == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "port: ${PORT}\nlog_level: ${LEVEL:-INFO}\ncache: off",
+        "aliases:\napi_keys:\nengines:\nds4:\n",
+        "api_keys: [plain, {name: x, key_env: Y}]",
+        "engines: {a: {type: generic_process, start_cmd: 'x {port}', stop_signal: 15, memory_gib: auto}}",
+        "aliases: {x: y, z: {chain: [a/b, c]}}",
+    ],
+)
+def test_what_loads_fits_the_schema(text: str) -> None:
+    assert [error.message for error in VALIDATOR.iter_errors(yaml.safe_load(text) or {})] == []
+
+
+def _expressible() -> list[Any]:
+    return [row[0] for row in INVALID if row[3] is not None and not any(part in row[3] for part in BEYOND_A_SCHEMA)]
+
+
+@pytest.mark.parametrize("text", _expressible(), ids=lambda value: str(value)[-40:])
+def test_the_schema_refuses_what_the_loader_refuses(text: str) -> None:
+    assert not VALIDATOR.is_valid(yaml.safe_load(text))
+
+
+def test_the_schema_test_covers_most_of_the_table() -> None:
+    assert len(_expressible()) > 40
+
+
+def test_no_unknown_key_fits_the_schema() -> None:
+    for text in ("x: 1", "engines: {a: {type: ollama, x: 1}}", "health: {x: 1}", "aliases: {a: {chain: [b], x: 1}}"):
+        assert not VALIDATOR.is_valid(yaml.safe_load(text))
+
+
+def test_every_key_is_documented() -> None:
+    def walk(node: Any) -> None:
+        if isinstance(node, dict):
+            for name, entry in node.get("properties", {}).items():
+                if isinstance(entry, dict) and "$ref" not in entry and "const" not in entry and "if" not in node:
+                    assert entry.get("description") or entry.keys() <= {"const", "enum"}, name
+            for child in node.values():
+                walk(child)
+        elif isinstance(node, list):
+            for child in node:
+                walk(child)
+
+    walk(config_schema())
+
+
+def test_the_list_of_what_is_not_served_names_keys_that_exist() -> None:
+    known = schema_text()
+    for entry in UNSERVED:
+        assert f'"{entry.partition("=")[0].rpartition(".")[2]}"' in known, entry
+
+
+def test_check_says_ok_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(ROOT / "config.example.yaml") == 0
+    assert capsys.readouterr().out == "OK (2 model(s), engines: [llama, coder])\n"
+
+
+def test_check_tells_every_problem_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("port: abc\nhots: x\n")
+    assert check(path) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        f"config error: {path}:1: port: must be a whole number from 0 to 65535, not 'abc'",
+        f"config error: {path}:2: hots: unknown key – did you mean 'host'?",
+        f"{path}: 2 problems",
+    ]
+
+
+def test_schema_prints_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    assert schema() == 0
+    assert json.loads(capsys.readouterr().out)["$schema"] == "https://json-schema.org/draft/2020-12/schema"
