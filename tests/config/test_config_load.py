@@ -227,6 +227,11 @@ def test_an_alias_is_a_rename_or_a_chain() -> None:
     assert aliases["many"].chain == ("short", "org/m", "a/org/m", "a")
 
 
+def test_a_long_row_of_chains_is_no_problem() -> None:
+    rows = "".join(f"  a{n}: {{chain: [a{n + 1}]}}\n" for n in range(2000))
+    assert len(loaded(f"{ENGINE}aliases:\n{rows}  a2000: {{chain: [a]}}\n").config.aliases) == 2001
+
+
 def test_an_unknown_target_of_a_rename_is_only_a_warning() -> None:
     """The predecessor allowed it: a live engine may own the name."""
     result = loaded(ENGINE + "models: [{id: qwen3, engine: a}]\naliases: {x: qwen}")

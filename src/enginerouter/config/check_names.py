@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -19,7 +20,7 @@ _LIVE_TYPES = ("ollama", "api_swap", "remote")
 def check_names(draft: Draft, report: Report) -> None:
     config, engine_names = draft.config, draft.engine_names
     _check_models(draft, report)
-    names = _Names(config, engine_names)
+    names = _collect(config, engine_names)
     for alias in config.aliases.values():
         _check_alias(alias, names, report)
         if alias.target is not None:
@@ -58,25 +59,12 @@ class _Names:
 
     config: Config
     engine_names: frozenset[str]
+    # Models, profiles and served models, and engines that serve their own name.
+    owners: Mapping[str, EngineSettings | None]
+    models: tuple[str, ...]
 
-    def owner(self, model: str) -> EngineSettings | None:
-        """The engine of a declared model, profile or served model, or of an engine that serves its own name."""
-        engines = self.config.engines
-        for declared in self.config.models:
-            if declared.id == model:
-                return engines.get(declared.engine)
-        for settings in engines.values():
-            profiles = settings.profiles if isinstance(settings, GenericProcess) else {}
-            if model in profiles or model in settings.served_models:
-                return settings
-        return engines.get(model)
-
-    def models(self) -> list[str]:
-        found = [model.id for model in self.config.models]
-        for settings in self.config.engines.values():
-            found += settings.served_models
-            found += settings.profiles if isinstance(settings, GenericProcess) else ()
-        return found
+    def owner(self, name: str) -> EngineSettings | None:
+        return self.owners.get(name)
 
     def direct(self, entry: str) -> tuple[str, str] | None:
         """`engine/model` split at the first slash, if its first part is an engine."""
@@ -91,12 +79,26 @@ class _Names:
         return next((alias for alias in globs if fnmatchcase(name, alias.name)), None)
 
     def resolves(self, name: str) -> bool:
-        if name in self.models() or name in self.engine_names or self.alias(name) is not None:
+        if name in self.owners or name in self.engine_names or self.alias(name) is not None:
             return True
         return self.direct(name) is not None
 
     def can_be_live(self) -> bool:
         return any(is_live(settings) for settings in self.config.engines.values())
+
+
+def _collect(config: Config, engine_names: frozenset[str]) -> _Names:
+    owners: dict[str, EngineSettings | None] = {}
+    for model in config.models:
+        owners.setdefault(model.id, config.engines.get(model.engine))
+    for settings in config.engines.values():
+        profiles = settings.profiles if isinstance(settings, GenericProcess) else {}
+        for name in (*profiles, *settings.served_models):
+            owners.setdefault(name, settings)
+    models = tuple(owners)
+    for name, settings in config.engines.items():
+        owners.setdefault(name, settings)
+    return _Names(config, engine_names, owners, models)
 
 
 def is_glob(name: str) -> bool:
@@ -143,7 +145,7 @@ def _check_rename(alias: Alias, target: str, names: _Names, report: Report) -> N
 
 
 def _check_entry(entry: str, at: At, names: _Names, report: Report) -> None:
-    if names.owner(entry) is not None or entry in names.models() or names.alias(entry) is not None:
+    if names.owner(entry) is not None or entry in names.owners or names.alias(entry) is not None:
         return
     if direct := names.direct(entry):
         _check_direct(direct, at, names, report)
@@ -153,7 +155,7 @@ def _check_entry(entry: str, at: At, names: _Names, report: Report) -> None:
         hint = _closest(entry, names) or "it works only if an engine reports that model"
         report.warn(at, f"{entry!r} is no configured model", hint)
     else:
-        known = [*names.models(), *names.config.aliases, *(f"{engine}/" for engine in names.engine_names)]
+        known = [*names.models, *names.config.aliases, *(f"{engine}/" for engine in names.engine_names)]
         report.error(at, f"{entry!r} is neither a model nor an alias nor engine/model", did_you_mean(entry, known))
 
 
@@ -171,26 +173,32 @@ def _check_direct(direct: tuple[str, str], at: At, names: _Names, report: Report
 
 
 def _closest(name: str, names: _Names) -> str:
-    close = get_close_matches(name, [*names.models(), *names.config.aliases], n=1, cutoff=0.6)
+    close = get_close_matches(name, [*names.models, *names.config.aliases], n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else ""
 
 
 def _check_cycles(config: Config, report: Report) -> None:
+    """Walk every chain, without recursion: a file may nest more chains than Python nests calls."""
     done: set[str] = set()
-
-    def walk(name: str, above: tuple[str, ...]) -> None:
-        if name in above:
-            circle = " → ".join((*above[above.index(name) :], name))
-            report.error(("aliases", name), f"the chain goes in a circle: {circle}")
-            return
-        if name in done or name not in config.aliases:
-            return
-        done.add(name)
-        for entry in config.aliases[name].chain:
-            walk(entry, (*above, name))
-
-    for name in config.aliases:
-        walk(name, ())
+    for start in config.aliases:
+        above: dict[str, Iterator[str]] = {}
+        name: str | None = start if start not in done else None
+        while name is not None or above:
+            if name is None:
+                last = next(reversed(above))
+                name = next(above[last], None)
+                if name is None:
+                    del above[last]
+            elif name in above:
+                circle = [*above][[*above].index(name) :]
+                report.error(("aliases", name), f"the chain goes in a circle: {' → '.join([*circle, name])}")
+                name = None
+            elif name in done or name not in config.aliases:
+                name = None
+            else:
+                done.add(name)
+                above[name] = iter(config.aliases[name].chain)
+                name = None
 
 
 def _check_stays_local(alias: Alias, names: _Names, report: Report) -> None:

@@ -68,7 +68,7 @@ def keys_of(owner: type[Any]) -> tuple[KeyField, ...]:
     return tuple(found)
 
 
-def identity_of(owner: type[Any]) -> str:
+def identity_of(owner: type[Any], keys: tuple[KeyField, ...]) -> str:
     """The field that holds an object's own name in its mapping (`Alias.name`), or "" if it has none."""
     first = dataclasses.fields(owner)[0].name
-    return "" if any(field.name == first for field in keys_of(owner)) else first
+    return "" if any(field.name == first for field in keys) else first
