@@ -32,7 +32,7 @@ from enginerouter.engines.launch import (
 from enginerouter.engines.probe import Prober
 from enginerouter.engines.proctree import ProcessKey, Snapshot
 from enginerouter.engines.starting import crashed, listens_there, port_taken, wait_ready
-from enginerouter.errors import FreeFailed, StartFailed, printable
+from enginerouter.errors import FreeFailed, NotBuilt, StartFailed, printable
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
 from enginerouter.tasks import TaskGroup
@@ -218,6 +218,8 @@ class GenericProcessEngine:
     # --- parts ----------------------------------------------------------------------------------------------
 
     def _plan(self, slot: SlotId, chosen_port: int) -> Launch:
+        if slot.model is not None:
+            raise NotBuilt(f"engine {self.name!r} has no models of its own to launch: {str(slot)!r}")
         return plan_launch(self._settings, slot, self._base_dir, chosen_port)
 
     def _log(self, launch: Launch) -> EngineLog:

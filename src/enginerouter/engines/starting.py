@@ -31,7 +31,9 @@ async def wait_ready(child: Child, prober: Prober, timeout_s: float, tasks: Task
         found = await _probe_while_alive(child, prober, left_s, tasks)
         if found is None:
             break
-        answer = found
+        was_cut_short = left_s < child.launch.ready.probe_timeout_s and not found.answered
+        if not (was_cut_short and answer.answered):
+            answer = found  # one that the deadline cut short says less than the one before
         if answer.answered and (answer.is_ready or not was_seen):
             was_seen = True
             if await listens_there(child) is False and not child.has_exited:
