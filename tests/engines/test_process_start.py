@@ -89,7 +89,7 @@ async def test_a_killed_engine_says_so_in_words(box: Box) -> None:
 
 
 async def test_an_engine_that_goes_to_the_background_fails_and_is_ended(box: Box) -> None:
-    engine = box.engine(*fake("--daemonise"))
+    engine = box.engine(*fake("--daemonise", "--delay", "0.3"))
     with pytest.raises(StartFailed, match="in the foreground"):
         await engine.start(SLOT)
     await engine.stop(SLOT)

@@ -39,7 +39,8 @@ async def end_child(child: Child, stop_signal: str, stop_timeout_s: float, tasks
     deadline = asyncio.get_running_loop().time() + stop_timeout_s
     number = signal_number(stop_signal)
     was_asked = False
-    if child.launch.stop_argv and not child.has_exited:
+    # A container may live on without the client that we launched.
+    if child.launch.stop_argv and (child.launch.is_container or not child.has_exited):
         was_asked = await _run_stop_command(child, stop_timeout_s, tasks)
     if not was_asked:
         await asyncio.to_thread(_ask_group, child.leader, number)
