@@ -131,7 +131,7 @@ def parse_marker(text: str) -> Marker | None:
 
 def problems_of(launch: Launch, outer: Mapping[str, str]) -> str | None:
     """What keeps this launch from working at all, with what to do; None if nothing can be seen."""
-    folder = launch.cwd or Path.cwd()
+    folder = launch.cwd or Path()  # ours may have been removed: then only full paths work
     if not folder.is_dir():
         return f"its folder {str(folder)!r} does not exist: correct `cwd`"
     search = child_environment(outer, launch, None).get("PATH", os.defpath)
