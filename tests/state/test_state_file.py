@@ -53,9 +53,7 @@ async def test_copies_are_given_so_that_nobody_changes_it_by_accident(tmp_path: 
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'"x"', b"\xff\xfe", b"nul", b"[" * 100_000])
-def test_a_damaged_file_is_empty_and_said_so(
-    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_file_is_empty_and_said_so(tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "state.json").write_bytes(content)
     assert StateFile(tmp_path / "state.json").get("learned") == {}
     assert "starting without it" in caplog.text
