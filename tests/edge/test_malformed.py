@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+from pathlib import Path
 
 import pytest
 from edge_kit import HOST, KEYS, MakeEdge
+
+from enginerouter import web
 
 CHAT = b"POST /v1/chat/completions HTTP/1.1\r\n" + HOST
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
@@ -52,6 +56,12 @@ FRAMING = {
     "chunk size overflow": (CHAT + CHUNKED + b"\r\nfffffffffffffffff\r\n{}\r\n0\r\n\r\n", 400, CLOSED),
     "LF in a chunk extension": (CHAT + CHUNKED + b"\r\n2;a\nb\r\n{}\r\n0\r\n\r\n", 400, CLOSED),
     "chunk longer than it says": (CHAT + CHUNKED + b"\r\n2\r\n{}}}\r\n0\r\n\r\n", 400, CLOSED),
+    "trailer flood": (
+        CHAT + CHUNKED + b"\r\n0\r\n" + b"".join(b"X-%d: 1\r\n" % i for i in range(9999)) + b"\r\n",
+        400,
+        CLOSED,
+    ),
+    "8 kB of cookies, and more": (get(b"/v1/models", b"Cookie: " + b"a=b;" * 3000 + b"\r\n"), 431, CLOSED),
     "header of 9 kB": (get(b"/v1/models", b"X-A: " + b"a" * 9000 + b"\r\n"), 431, CLOSED),
     "path of 9 kB": (get(b"/v1/models?" + b"a" * 9000), 431, CLOSED),
     "Host of 64 kB": (b"GET /health HTTP/1.1\r\nHost: " + b"a" * 65536 + b"\r\n\r\n", 431, CLOSED),
@@ -229,3 +239,11 @@ async def test_ten_thousand_pipelined_requests_are_answered_one_by_one(make_edge
         await task
         (connection,) = edge.server.connections
         assert len(connection._messages) <= 32
+
+
+def test_no_decision_reads_what_is_rebuilt_from_the_host_header() -> None:
+    """F1: `request.url`, `.host`, `.path` are what BadHost bends; routing and access read the raw message."""
+    rebuilt = re.compile(r"request\.(url|rel_url|host|path|path_qs|scheme|query|query_string|match_info)\b")
+    for name in ("edge", "routes", "keys", "origin", "listener", "request"):
+        source = (Path(web.__file__).parent / f"{name}.py").read_text()
+        assert not rebuilt.search(source), name

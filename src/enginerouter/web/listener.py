@@ -8,7 +8,6 @@ here. What needs a route, a key or a body lives further in (`edge.py`, `body.py`
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import socket
 from collections.abc import Awaitable, Callable
@@ -18,7 +17,8 @@ import aiohttp
 from aiohttp import http_parser, web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 
-from enginerouter.errors import BadRequest, RouterError
+from enginerouter.dialects import openai
+from enginerouter.errors import BadRequest, RequestTimeout, RouterError
 from enginerouter.web.request import EdgeRequest, RequestIds
 
 if TYPE_CHECKING:
@@ -81,25 +81,13 @@ def socket_options() -> list[tuple[int, int, int]]:
     ]
 
 
-def _json_answer(error: RouterError) -> bytes:
-    fields = {"message": error.message, "type": error.kind, "param": None, "code": error.code}
-    return json.dumps({"error": fields}).encode()
-
-
-def _timeout_answer() -> bytes:
-    body = json.dumps(
-        {
-            "error": {
-                "message": "the request's headers did not arrive in time",
-                "type": "invalid_request_error",
-                "param": None,
-                "code": "request_timeout",
-            }
-        }
-    ).encode()
+def _timeout_answer(request_id: str) -> bytes:
+    """A whole 408, for a client that never got as far as a request object."""
+    error = RequestTimeout("the request's headers did not arrive in time")
+    body = openai.error_body(error, is_admin=False, request_id=request_id)
     head = (
         "HTTP/1.1 408 Request Timeout\r\nServer: enginerouter\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        f"X-Request-Id: {request_id}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
     return head.encode() + body
 
@@ -141,23 +129,32 @@ class GuardedConnection(web.RequestHandler):
         super().data_received(data)
         if self._request_count != seen:
             self._header_deadline = 0.0
-            if self._request_in_progress:
+            if self._request_in_progress or len(self._messages) > 1:
                 self._end_after_bad_bytes()
         elif data and self._waiter is not None and not self._header_deadline:
             # The first bytes of a further request on a kept connection.
             self._expect_headers()
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        # aiohttp calls this twice per request with a body, each time through the whole parser. Only a pause is worth
+        # it (a full message queue is resumed elsewhere).
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
     def _end_after_bad_bytes(self) -> None:
-        """What followed the current request was no HTTP: parse no more, and tell whoever reads its body.
+        """If what followed a request was no HTTP, parse no more, and tell whoever reads that request's body.
 
         aiohttp leaves that body without an end, so that its reader would wait for ever.
         """
-        last = self._messages[-1][0] if self._messages else None
-        if last is None or hasattr(last, "method"):
-            return
+        if not self._messages or hasattr(self._messages[-1][0], "method"):
+            return  # a pipelined request, all is well
         self._close = True
-        if (request := self._current_request) is not None and not request.content.is_eof():
-            request.content.set_exception(web.RequestPayloadError("the request body is not valid HTTP"))
+        bodies = [payload for _, payload in self._messages]
+        if self._current_request is not None:
+            bodies.append(self._current_request.content)
+        for body in bodies:
+            if not body.is_eof():
+                body.set_exception(web.RequestPayloadError("the request body is not valid HTTP"))
 
     def _expect_headers(self) -> None:
         self._header_deadline = deadline = self._loop.time() + self._guarded.header_timeout_s
@@ -174,7 +171,7 @@ class GuardedConnection(web.RequestHandler):
             return
         log.debug("no complete request headers from %s in time", self.peername)
         if not self.transport.is_closing():
-            self.transport.write(self._guarded.timeout_answer)
+            self.transport.write(_timeout_answer(self._guarded.ids.new()))
         self.force_close()
 
     def handle_error(
@@ -202,7 +199,9 @@ class GuardedConnection(web.RequestHandler):
         log.debug("%d to %s: %r", error.status, request.remote, exc)
         if request.writer.output_size > 0:
             raise ConnectionResetError("the answer has begun; it can only be cut")
-        response = web.Response(status=error.status, body=_json_answer(error), content_type="application/json")
+        request_id = cast(EdgeRequest, request).request_id
+        body = openai.error_body(error, is_admin=False, request_id=request_id)
+        response = web.Response(status=error.status, body=body, content_type="application/json")
         response.force_close()
         return response
 
@@ -220,9 +219,8 @@ class GuardedServer(web.Server):
     ) -> None:
         super().__init__(cast(Any, handler), request_factory=cast(Any, self._new_request), handler_cancellation=True)
         self.header_timeout_s = header_timeout_s
-        self.timeout_answer = _timeout_answer()
         self.socket_options = socket_options()
-        self._ids = RequestIds()
+        self.ids = RequestIds()
         self._connection_options: dict[str, Any] = {
             "loop": self._loop,
             "keepalive_timeout": keepalive_timeout_s,
@@ -245,7 +243,7 @@ class GuardedServer(web.Server):
         task: asyncio.Task[None],
     ) -> EdgeRequest:
         request = EdgeRequest(message, payload, protocol, writer, task, self._loop)
-        request.begin(self._ids)
+        request.begin(self.ids)
         return request
 
 

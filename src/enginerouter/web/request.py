@@ -44,8 +44,6 @@ def is_sane_id(text: str) -> bool:
 class EdgeRequest(web.BaseRequest):
     """One request. `request_id` and `cors_origin` go out with whatever answer is prepared for it."""
 
-    ATTRS = web.BaseRequest.ATTRS | frozenset({"request_id", "cors_origin"})
-
     request_id: str
     # The origin that may read the answer; set once the Origin rule has let it pass.
     cors_origin: str | None = None
