@@ -48,12 +48,16 @@ class KeepAlive:
     json_after_s: float | None = None
     stream_mode: Mode = Mode.COMMENT
 
-    def mode(self, *, is_stream: bool, asked: str | None) -> Mode:
-        """What this client gets: its own wish (`X-EngineRouter-Keepalive`) where it fits the answer, else ours."""
+    def mode(self, *, is_stream: bool, may_pad: bool, asked: str | None) -> Mode:
+        """What this client gets: its own wish (`X-EngineRouter-Keepalive`) where it fits the answer, else ours.
+
+        `may_pad`: the answer is JSON, so that white space may come before it.
+        """
         if not self.enabled or asked == Mode.OFF:
             return Mode.OFF
         if not is_stream:
-            return Mode.JSON if asked == Mode.JSON or self.json_after_s is not None else Mode.OFF
+            wanted = may_pad and (asked == Mode.JSON or self.json_after_s is not None)
+            return Mode.JSON if wanted else Mode.OFF
         if asked in (Mode.COMMENT, Mode.EVENT):
             return Mode(asked)
         return self.stream_mode

@@ -1,11 +1,12 @@
 """What a request asks for: its model, whether it wants a stream, and its body as it will be sent on.
 
-The bytes stay what they were unless something has to change; then the body is written anew, once.
+The bytes stay what they were; where the engine knows the model by another name, only that name is replaced.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from typing import IO, Any
 
 from enginerouter.errors import BadRequest
@@ -16,6 +17,9 @@ from enginerouter.web.multipart import form_field, replace_form_field
 RESPONSES = "/v1/responses"
 # Only these answer `"stream": true` with an event stream; elsewhere the word means something else or nothing.
 STREAMING_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", RESPONSES})
+# The model as a member of an object: its key, and a string with its escapes.
+_MODEL_MEMBER = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.)*")')
+_FIRST_MEMBER = re.compile(rb'\s*\{\s*"model"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
 class Ask:
@@ -36,6 +40,11 @@ class Ask:
         return self._path == RESPONSES
 
     @property
+    def answers_json(self) -> bool:
+        """Whether white space may come before the answer: audio is no JSON."""
+        return not self._path.startswith("/v1/audio/")
+
+    @property
     def previous_response_id(self) -> str | None:
         if not self.is_responses:
             return None
@@ -46,9 +55,25 @@ class Ask:
         """Name the model as the engine knows it."""
         if self._form is not None:
             self.body = await replace_form_field(self._form, "model", model)
-            return
-        self._parsed["model"] = model
-        self.body = json.dumps(self._parsed, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+        elif isinstance(self.body, bytes):
+            self.body = _renamed(self.body, self._parsed, model)
+
+    def release(self) -> None:
+        """The request has gone to the engine: let its memory go, too."""
+        self.body = b""
+        self._parsed = {}
+
+
+def _renamed(raw: bytes, parsed: dict[str, Any], model: str) -> bytes:
+    """The JSON object with another model: one slice replaced where it can be found for sure, else written anew."""
+    member = _FIRST_MEMBER.match(raw)
+    if member is None and parsed.get("model") is not None and raw.count(b'"model"') == 1 and b"\\u006" not in raw:
+        # The one key of that name in the whole body is the one that was read.
+        member = _MODEL_MEMBER.search(raw)
+    if member is not None:
+        return raw[: member.start(1)] + json.dumps(model).encode() + raw[member.end(1) :]
+    # Escapes, not UTF-8: a lone surrogate, which JSON may hold, has no UTF-8.
+    return json.dumps({**parsed, "model": model}, separators=(",", ":")).encode()
 
 
 async def understand(path: str, body: Body) -> Ask:

@@ -37,6 +37,7 @@ ATTEMPTS = istr("X-EngineRouter-Attempts")
 QUEUE_MS = istr("X-EngineRouter-Queue-Ms")
 SWAP_MS = istr("X-EngineRouter-Swap-Ms")
 
+EVENT_STREAM = "text/event-stream"
 # Answers up to this size that say their length are passed on in one piece: one write instead of two.
 WHOLE_BYTES = 1 << 20
 # How long a broken connection is looked at for a dying process behind it, so that the error can say so.
@@ -92,8 +93,7 @@ class Inference:
 
     def _target(self, call: EdgeCall, ask: Ask) -> Target:
         before = ask.previous_response_id
-        owned = self._owners.target_of(before, call.identity.name) if before is not None else None
-        if owned is not None:
+        if before is not None and (owned := self._owners.known(before, call.identity.name)) is not None:
             return owned
         return self._directory.resolve(ask.model, call.identity.may_name, self._resident)
 
@@ -107,11 +107,13 @@ class Inference:
         try:
             target = self._owners.owner(call.params["id"], call.identity.name)
             record.asked, record.label = target.asked, target.label
+            body = await call.read_body()
+            exchange = _Exchange(self, call, Ask(call.raw_path, body.raw, {}), target, record)
+            # No await between the lease and its use.
             lease = self._coordinator.try_lease(target.slot)
             if lease is None:
                 raise self._owners.not_resident(call.params["id"], target)
-            body = await call.read_body()
-            return await _Exchange(self, call, Ask(call.raw_path, body.raw, {}), target, record).relay_with(lease)
+            return await exchange.run(lease)
         except RouterError as error:
             record.status, record.error = error.status, error
             raise
@@ -136,7 +138,9 @@ class _Exchange:
         self._target = target
         self._record = record
         keepalive = shared._keepalive
-        mode = keepalive.mode(is_stream=ask.wants_stream, asked=call.request.headers.get(KEEPALIVE))
+        mode = keepalive.mode(
+            is_stream=ask.wants_stream, may_pad=ask.answers_json, asked=call.request.headers.get(KEEPALIVE)
+        )
         self._client = Downstream(call.request, keepalive, mode, self._progress, shared._tasks)
 
     def _progress(self) -> str:
@@ -145,12 +149,12 @@ class _Exchange:
             return f"waiting for {self._target.label} {time.monotonic() - self._record.began_at:.0f}s"
         return self._coordinator.progress(slot)
 
-    async def run(self) -> web.StreamResponse:
+    async def run(self, lease: Lease | None = None) -> web.StreamResponse:
+        """Answer the client; with a lease, at once, else when there is one."""
         try:
-            lease = self._coordinator.try_lease(self._target.slot)
             if lease is None:
-                lease = await self._queue()
-            return await self.relay_with(lease)
+                lease = self._coordinator.try_lease(self._target.slot) or await self._queue()
+            return await self._relay_with(lease)
         except RouterError as error:
             await self._client.pause()
             if not self._client.is_committed:
@@ -177,13 +181,13 @@ class _Exchange:
             self._record.swap_s = min(waited, swap.total_s)
         return lease
 
-    async def relay_with(self, lease: Lease) -> web.StreamResponse:
+    async def _relay_with(self, lease: Lease) -> web.StreamResponse:
         with lease:
             self._client.wait_for_engine()
             answer = await self._open()
             try:
                 self._record.status = answer.status
-                self._ask.body = b""
+                self._ask.release()
                 self._call.release_body()
                 await self._client.pause()
                 if self._client.is_committed:
@@ -238,13 +242,16 @@ class _Exchange:
         length = int(said) if said is not None and said.isdigit() else None
         if answer.status >= 400:
             return await self._relay_error(answer, headers)
+        if length is not None and headers.get(hdrs.CONTENT_TYPE, "").startswith(EVENT_STREAM):
+            # Every event is passed on when it comes, and the last one may be ours.
+            length = None
         if length is not None and length <= WHOLE_BYTES:
             body = await self._read(answer)
             self._record.first_byte_at = time.monotonic()
             self._note_response_id(body)
             return web.Response(status=answer.status, headers=headers, body=body)
         await self._client.begin(answer.status, headers, length)
-        await self._pump(answer, lease, is_framed=length is not None or self._is_chunked(answer))
+        await self._pump(answer, lease)
         return await self._client.finish()
 
     async def _relay_error(self, answer: ClientResponse, headers: CIMultiDict[str]) -> web.StreamResponse:
@@ -268,24 +275,26 @@ class _Exchange:
             body = await self._read(answer)
             self._log_refusal(answer, body)
             return await self._end_stream(engine_error_fields(answer.status, body))
-        if kind != "text/event-stream":
+        if kind != EVENT_STREAM or _is_packed(answer):
             raise UpstreamFailed(
-                self._target.engine, f"{self._target.engine} answered with {kind} where a stream was asked for"
+                self._target.engine,
+                f"{self._target.engine} answered with {'packed ' * _is_packed(answer)}{kind} "
+                "where a stream was asked for",
             )
         await client.comment(f"served by {self._target.label}")
         client.resume()
-        await self._pump(answer, lease, is_framed=self._is_chunked(answer))
+        await self._pump(answer, lease)
         return await client.finish()
 
     async def _relay_into_json(self, answer: ClientResponse, lease: Lease) -> web.StreamResponse:
-        if answer.status >= 400 or answer.content_type != "application/json":
+        if answer.status >= 400 or answer.content_type != "application/json" or _is_packed(answer):
             raise UpstreamFailed(
                 self._target.engine, f"{self._target.engine} answered {answer.status} after white space was sent"
             )
-        await self._pump(answer, lease, is_framed=True)
+        await self._pump(answer, lease)
         return await self._client.finish()
 
-    async def _pump(self, answer: ClientResponse, lease: Lease, *, is_framed: bool) -> None:
+    async def _pump(self, answer: ClientResponse, lease: Lease) -> None:
         """Pass every piece on as it comes. Errors of reading are the engine's, errors of writing the client's."""
         client, monotonic = self._client, time.monotonic
         read, write = answer.content.readany, client.write
@@ -302,7 +311,7 @@ class _Exchange:
                 chunk = await read()
             except (aiohttp.ClientError, ConnectionError) as error:
                 raise await self._broken(error) from error
-        if not is_framed:
+        if not _is_framed(answer):
             await asyncio.sleep(UNFRAMED_NOTICE_S)
 
     async def _read(self, answer: ClientResponse) -> bytes:
@@ -310,10 +319,6 @@ class _Exchange:
             return await answer.read()
         except (aiohttp.ClientError, ConnectionError) as error:
             raise await self._broken(error) from error
-
-    @staticmethod
-    def _is_chunked(answer: ClientResponse) -> bool:
-        return answer.headers.get(hdrs.TRANSFER_ENCODING, "").lower() == "chunked"
 
     def _note_response_id(self, first_bytes: bytes) -> None:
         if self._ask.is_responses:
@@ -333,6 +338,17 @@ class _Exchange:
     async def _end_stream(self, fields: dict[str, object]) -> web.StreamResponse:
         await self._client.write_last(error_frame(fields, is_responses=self._ask.is_responses))
         return await self._client.finish()
+
+
+def _is_framed(answer: ClientResponse) -> bool:
+    """Whether the answer says where it ends. Else it ends with its connection, and a crash looks the same."""
+    headers = answer.headers
+    return hdrs.CONTENT_LENGTH in headers or headers.get(hdrs.TRANSFER_ENCODING, "").lower() == "chunked"
+
+
+def _is_packed(answer: ClientResponse) -> bool:
+    """Whether its bytes mean nothing without a Content-Encoding, which is too late to send."""
+    return answer.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() not in ("", "identity")
 
 
 def _payload(body: bytes | IO[bytes]) -> bytes | IO[bytes]:

@@ -35,15 +35,21 @@ class ResponseOwners:
         if len(self._owned) > MAX_OWNED:
             self._owned.popitem(last=False)
 
-    def target_of(self, response_id: str, key: str) -> Target | None:
+    def known(self, response_id: str, key: str) -> Target | None:
+        """Who holds a response, or None for an id that nobody told us of (one of before a restart).
+
+        Raises NotFound for another key's: its engine would go on with what is somebody else's.
+        """
         owned = self._owned.get(response_id)
-        return owned.target if owned is not None and owned.key == key else None
+        if owned is not None and owned.key != key:
+            raise _not_known(response_id)
+        return owned.target if owned is not None else None
 
     def owner(self, response_id: str, key: str) -> Target:
         """Raises NotFound for ids that are unknown, or another key's: the two look alike."""
-        target = self.target_of(response_id, key)
+        target = self.known(response_id, key)
         if target is None:
-            raise NotFound(f"no response {printable(response_id)!r} is known here; ids are forgotten on a restart")
+            raise _not_known(response_id)
         return target
 
     def not_resident(self, response_id: str, target: Target) -> NotResident:
@@ -51,3 +57,7 @@ class ResponseOwners:
             f"response {printable(response_id)!r} is held by {target.label}, which is not loaded; "
             "looking at it does not load an engine"
         )
+
+
+def _not_known(response_id: str) -> NotFound:
+    return NotFound(f"no response {printable(response_id)!r} is known here; ids are forgotten on a restart")

@@ -1,0 +1,55 @@
+"""The fixture: routers with scripted engines. After every test nothing may be left of them, nor a traceback logged."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from router_kit import FakeEngine, FakeMemory, MakeRouter, RouterUnderTest, make_config
+
+from enginerouter.swap.memory import NoSource
+from enginerouter.web.app import Router
+
+
+@pytest.fixture
+async def make_router(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> AsyncIterator[MakeRouter]:
+    caplog.set_level(logging.DEBUG, "enginerouter")
+    made: list[RouterUnderTest] = []
+    before = asyncio.all_tasks()
+
+    async def make(
+        engines: Mapping[str, Mapping[str, Any]] | tuple[str, ...] = ("a", "b"),
+        *,
+        settles: bool = False,
+        starts: bool = True,
+        **settings: Any,
+    ) -> RouterUnderTest:
+        named = engines if isinstance(engines, Mapping) else {name: {} for name in engines}
+        memory = FakeMemory()
+        fakes = {name: FakeEngine(name, memory) for name in named}
+        config = make_config(tmp_path, named, **settings)
+        router = Router(config, memory=memory if settles else NoSource(), engines=fakes)
+        under_test = RouterUnderTest(router, fakes, memory)
+        made.append(under_test)
+        if starts:
+            await router.start()
+        return under_test
+
+    yield make
+    for under_test in made:
+        if not under_test._stopped:
+            await under_test.idle()
+        await under_test.stop()
+        for slot in under_test.router.coordinator.slots.values():
+            assert not slot.leases, "a lease outlived its request"
+            assert not slot.queue, "a ticket outlived its request"
+    for _ in range(5):
+        await asyncio.sleep(0)
+    left = asyncio.all_tasks() - before - {asyncio.current_task()}
+    assert not left, f"tasks were left behind: {left}"
+    tracebacks = [r.getMessage() for r in caplog.records if r.exc_info]
+    assert not tracebacks, f"tracebacks in the log: {tracebacks}"
