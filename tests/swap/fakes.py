@@ -314,6 +314,35 @@ class World:
     def unload(self, slot: str) -> bool:
         return self.coordinator.unload(sid(slot))
 
+    async def until(self, condition: Callable[[], bool], within_s: float = 1000.0) -> None:
+        """Let virtual time pass until something is so."""
+        async with asyncio.timeout(within_s):
+            while not condition():
+                await asyncio.sleep(0.001)
+
+    async def in_phase(self, slot: str, phase: str) -> None:
+        """Until it is, or has passed through, that phase."""
+        seen = len(self.diary.moves)
+        wanted = sid(slot)
+        await self.until(
+            lambda: (
+                self.phase(slot) == phase
+                or any(s == wanted and after == phase for _, s, _, after in self.diary.moves[seen:])
+            )
+        )
+
+    async def serve(self, slot: str) -> None:
+        """Make it resident and idle, its linger over."""
+        await self.ask(slot, 0.0)
+        await asyncio.sleep(self.rules.linger_s + 0.01)
+
+    def is_at_rest(self) -> bool:
+        """No swap, no lease, no ticket."""
+        slots = self.coordinator.slots.values()
+        return self.coordinator.queued == 0 and not any(
+            s.leases or s.queue or self.coordinator.lane_of(s.id).swap for s in slots
+        )
+
     async def ask(self, slot: str, hold_s: float = 0.1, *, priority: int = 0, byte_every_s: float | None = None) -> str:
         """What a handler does for one request: wait, use the slot for a time, give it back."""
         async with leased(self.coordinator, sid(slot), priority=priority) as lease:
@@ -330,6 +359,7 @@ class World:
         task = asyncio.get_running_loop().create_task(self.ask(slot, hold_s, **options), name=f"request for {slot}")
         self.requests.add(task)
         task.add_done_callback(self.requests.discard)
+        task.add_done_callback(lambda t: t.cancelled() or t.exception())  # who does not ask for it does not care
         return task
 
 

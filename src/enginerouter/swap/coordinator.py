@@ -341,7 +341,6 @@ class Coordinator:
     def _dispatch(self, lane: Lane) -> None:
         """Grant what can be granted, begin what should begin, wake up when there may be more to do."""
         now = self._now()
-        self._expire(lane, now)
         for slot in lane.slots.values():
             if slot.queue and _may_not_start(slot, now):
                 self._reject(slot, _circuit_open(slot, now))
@@ -350,6 +349,7 @@ class Coordinator:
                 self._queued -= 1
                 if not ticket.granted.done():
                     ticket.granted.set_result(self._lease(slot))
+        self._expire(lane, now)  # after the grants: a swap that took long has not made its own waiters too late
         until: float | None = None
         if lane.swap is not None:
             lane.changed.set()
