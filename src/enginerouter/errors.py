@@ -247,5 +247,7 @@ class ConfigError(Exception):
 
 def printable(text: str, limit: int = 200) -> str:
     """One line of text that is safe in a log or a message: control characters escaped, long ones cut."""
+    if len(text) <= limit and text.isprintable():
+        return text
     cut = text if len(text) <= limit else text[:limit] + "…"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)

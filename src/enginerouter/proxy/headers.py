@@ -8,6 +8,7 @@ addition: whatever tells the engine who the client is or proves it, and names an
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 from multidict import CIMultiDict, CIMultiDictProxy, istr
 
@@ -74,19 +75,28 @@ def connection_names(headers: Headers) -> frozenset[str] | None:
     return frozenset(token.strip().lower() for value in values for token in value.split(","))
 
 
+@lru_cache(maxsize=1024)
+def passes_upstream(name: str) -> bool:
+    """Whether a header of this name goes to the engine. A client sends the same dozen names again and again."""
+    lower = name.lower()
+    # An engine behind WSGI or CGI reads X_Api_Key as X-Api-Key.
+    return not (lower in _NOT_UPSTREAM or "_" in lower or lower.startswith(_NOT_UPSTREAM_PREFIXES))
+
+
+@lru_cache(maxsize=1024)
+def passes_downstream(name: str) -> bool:
+    """Whether a header of this name goes to the client."""
+    lower = name.lower()
+    if lower in _NOT_DOWNSTREAM or lower.startswith(_NOT_DOWNSTREAM_PREFIXES):
+        return False
+    return lower.isascii() and lower.isprintable() and " " not in lower
+
+
 def request_headers(headers: Headers, extra: Mapping[str, str]) -> CIMultiDict[str]:
     """What the engine gets of a client's headers. `extra` (the engine's own key and headers) wins."""
-    named = connection_names(headers)
-    passed: CIMultiDict[str] = CIMultiDict()
-    add = passed.add
-    for name, value in headers.items():
-        lower = name.lower()
-        # An engine behind WSGI or CGI reads X_Api_Key as X-Api-Key.
-        if lower in _NOT_UPSTREAM or "_" in lower or lower.startswith(_NOT_UPSTREAM_PREFIXES):
-            continue
-        if named is not None and lower in named:
-            continue
-        add(name, value)
+    passed: CIMultiDict[str] = CIMultiDict([pair for pair in headers.items() if passes_upstream(pair[0])])
+    if (named := connection_names(headers)) is not None:
+        _drop(passed, named)
     passed[ACCEPT_ENCODING] = "identity"
     if extra:
         passed.update(extra)
@@ -95,23 +105,23 @@ def request_headers(headers: Headers, extra: Mapping[str, str]) -> CIMultiDict[s
 
 def response_headers(headers: Headers) -> CIMultiDict[str]:
     """What the client gets of an engine's headers. Content-Length and who answered are the relay's to add."""
-    named = connection_names(headers)
-    passed: CIMultiDict[str] = CIMultiDict()
-    add = passed.add
-    for name, value in headers.items():
-        lower = name.lower()
-        if lower in _NOT_DOWNSTREAM or lower.startswith(_NOT_DOWNSTREAM_PREFIXES):
-            continue
-        if named is not None and lower in named:
-            continue
-        # The client parser is lenient, the server's writer is strict: one control character in a header and the
-        # client would get nothing at all.
-        if not value.isprintable() and not is_sendable(value):
-            continue
-        if not lower.isascii() or not lower.isprintable() or " " in lower:
-            continue
-        add(name, value)
+    # The client parser is lenient, the server's writer is strict: one control character in a header and the client
+    # would get nothing at all.
+    passed: CIMultiDict[str] = CIMultiDict(
+        [
+            pair
+            for pair in headers.items()
+            if passes_downstream(pair[0]) and (pair[1].isprintable() or is_sendable(pair[1]))
+        ]
+    )
+    if (named := connection_names(headers)) is not None:
+        _drop(passed, named)
     return passed
+
+
+def _drop(headers: CIMultiDict[str], names: frozenset[str]) -> None:
+    for name in names:
+        headers.popall(name, None)
 
 
 def is_sendable(value: str) -> bool:

@@ -6,15 +6,14 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable, Iterable
-from logging.handlers import MemoryHandler
+from collections.abc import AsyncIterator, Callable
 
 from enginerouter.config.load import Loaded
 from enginerouter.config.model import Config
 from enginerouter.tasks import TaskGroup
 from enginerouter.web.app import Router
 from enginerouter.web.listener import parser_problem
-from enginerouter.web.logs import FLUSH_EVERY_S, set_up
+from enginerouter.web.logs import FLUSH_EVERY_S, CollectingHandler, set_up
 
 log = logging.getLogger(__name__)
 
@@ -24,12 +23,12 @@ LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 def serve(loaded: Loaded) -> int:
     """Serve until SIGTERM or Ctrl-C; a second one ends it at once. Gives the exit status. Raises OSError (port)."""
     config = loaded.config
-    collecting = set_up(config.log_level, config.log_file, config.log_format)
+    output = set_up(config.log_level, config.log_file, config.log_format)
     try:
         for warning in loaded.warnings:
             log.warning("%s", warning)
         _warn_of_exposure(config)
-        return asyncio.run(_serve(config, collecting))
+        return asyncio.run(_serve(config, output))
     finally:
         logging.shutdown()
 
@@ -44,10 +43,10 @@ def _warn_of_exposure(config: Config) -> None:
         log.warning("%s", problem)
 
 
-async def _serve(config: Config, collecting: Iterable[MemoryHandler]) -> int:
+async def _serve(config: Config, output: CollectingHandler) -> int:
     router = Router(config)
     tasks = TaskGroup()
-    tasks.spawn(_flush(collecting), "flush the log")
+    tasks.spawn(_flush(output), "flush the log")
     async with signals() as stop:
         try:
             await router.start()
@@ -99,8 +98,7 @@ def _no_reload() -> None:
     log.warning("SIGHUP: this version does not reload its configuration; restart it to apply changes")
 
 
-async def _flush(collecting: Iterable[MemoryHandler]) -> None:
+async def _flush(output: CollectingHandler) -> None:
     while True:
         await asyncio.sleep(FLUSH_EVERY_S)
-        for handler in collecting:
-            handler.flush()
+        output.flush()

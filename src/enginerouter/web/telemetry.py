@@ -15,6 +15,7 @@ from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.model import SwapReport
 from enginerouter.swap.phases import Phase
+from enginerouter.web.logs import RequestLine
 
 log = logging.getLogger("enginerouter.requests")
 
@@ -153,15 +154,17 @@ class Telemetry:
         if not log.isEnabledFor(logging.INFO):
             return
         error = record.error
-        log.info(
-            "%s %s -> %s %s %d queue %.3f s, first byte %.3f s, total %.3f s%s",
-            record.request_id,
-            printable(record.asked) or "-",
-            record.label or "-",
-            record.dialect,
-            status,
-            record.queue_s,
-            first,
-            total,
-            f" ({error.code}: {error.message})" if error is not None else "",
+        log.handle(
+            RequestLine(
+                "%s %s -> %s %s %d queue %.3f s, first byte %.3f s, total %.3f s%s",
+                record.request_id,
+                printable(record.asked) or "-",
+                record.label or "-",
+                record.dialect,
+                status,
+                record.queue_s,
+                first,
+                total,
+                f" ({error.code}: {error.message})" if error is not None else "",
+            )
         )
