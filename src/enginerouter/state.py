@@ -14,12 +14,16 @@ import hashlib
 import json
 import logging
 import os
+import sys
 import tempfile
 import threading
 from pathlib import Path
 from typing import Any
 
 from enginerouter.tasks import TaskGroup
+
+if sys.platform != "win32":
+    import fcntl
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +43,27 @@ class StateFile:
         self._disk = threading.Lock()
         self._tasks = TaskGroup()
         self._later: asyncio.Task[None] | None = None
+        self._lock: int | None = None
+
+    def lock(self) -> None:
+        """Claim the file for this process, until it ends. Raises BlockingIOError if another router has it.
+
+        Two routers on one state file would take over, and stop, each other's engines.
+        """
+        if sys.platform == "win32" or self._lock is not None:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.path.with_name(self.path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            log.warning("the state file %s cannot be locked: %s", self.path, error)
+            return
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise
+        self._lock = lock
 
     def get(self, section: str) -> dict[str, Any]:
         return copy.deepcopy(self._sections.get(section, {}))
@@ -66,6 +91,9 @@ class StateFile:
     async def close(self) -> None:
         await self._tasks.close()
         await self.flush()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _changed(self) -> None:
         self._version += 1

@@ -82,6 +82,8 @@ class Coordinator:
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._timer_at: dict[int, float] = {}
         self._queued = 0
+        # Until everything left running is taken over, requests may come but no swap begins.
+        self._has_started = False
         self._is_closing = False
         self._released_all = asyncio.Event()
         self._turned_at = now()
@@ -104,6 +106,7 @@ class Coordinator:
                 self._adopted(self._slots[slot_id])
         for slot in self._slots.values():
             slot.is_wanted = slot.spec.is_preloaded and slot.phase is Phase.COLD
+        self._has_started = True
         self._tasks.spawn(self._look_after(), "look after leases")
         for lane in self._lanes:
             self._dispatch(lane)
@@ -353,7 +356,7 @@ class Coordinator:
         until: float | None = None
         if lane.swap is not None:
             lane.changed.set()
-        elif not self._is_closing:
+        elif self._has_started and not self._is_closing:
             until = self._next(lane, now)
         self._run_clocks(lane, now)
         self._set_timer(lane, until)

@@ -15,6 +15,7 @@ from enginerouter.config.model import Config, EngineSettings
 from enginerouter.engines.base import Engine
 from enginerouter.engines.directory import SlotDirectory
 from enginerouter.engines.registry import build_engines, end_launches_of_removed_engines
+from enginerouter.errors import ConfigError, Problem
 from enginerouter.metrics import Registry
 from enginerouter.proxy.downstream import KeepAlive, Mode
 from enginerouter.proxy.upstream import Upstream
@@ -94,7 +95,11 @@ class Router:
         self.port = 0
 
     async def start(self) -> None:
-        """Listen, take over running engines, begin preloads. Raises OSError if the port cannot be had."""
+        """Listen, take over running engines, begin preloads. Raises OSError if the port cannot be had.
+
+        Raises ConfigError if another running router uses the same state file.
+        """
+        self._claim_state()
         self._upstreams = {name: self._upstream(self.config.engines[name]) for name in self.engines}
         self.telemetry.watch(self.coordinator)
         self.telemetry.listeners.append(self._slot_moved)
@@ -106,6 +111,20 @@ class Router:
         )
         await end_launches_of_removed_engines(self.state, self.engines)
         await self.coordinator.start()
+
+    def _claim_state(self) -> None:
+        try:
+            self.state.lock()
+        except BlockingIOError:
+            raise ConfigError(
+                [
+                    Problem(
+                        f"another router that is running uses {self.state.path}",
+                        path="state_file",
+                        hint="stop it, or give this one a state_file of its own",
+                    )
+                ]
+            ) from None
 
     async def stop(self) -> None:
         """Answer those who wait, let streams end within `shutdown_timeout_s`, stop the engines, save the state."""
