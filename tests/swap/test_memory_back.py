@@ -97,6 +97,21 @@ async def test_a_target_whose_need_is_there_does_not_wait_for_more():
 
 
 @virtual
+async def test_what_a_settle_that_had_enough_left_missing_is_waited_for_by_the_next_start_that_needs_it():
+    """a's 60 GiB come back after 6 s; b needs little and starts at once; c needs a's memory 2 s later."""
+    specs = [spec("a"), spec("b", need_bytes=3 * GIB), spec("c", need_bytes=60 * GIB)]
+    scripts = {"a": Script(held=60 * GIB, late_s=6.0), "b": Script(held=3 * GIB), "c": Script(held=60 * GIB)}
+    async with World(specs, scripts=scripts, machine=Machine(64 * GIB)) as world:
+        await world.serve("a")
+        freed_at = now() + 0.5
+        await world.serve("b")
+        assert verdicts(world) == ["enough"]
+        await world.ask("c", 0.0)
+        assert now() == pytest.approx(freed_at + 6.0 + 1.0, abs=0.1)
+        assert world.machine.lowest >= 0
+
+
+@virtual
 async def test_the_first_time_the_drop_at_its_start_is_what_is_missing():
     async with World(["a", "b"], scripts={"a": Script(held=40 * GIB, late_s=3.0)}) as world:
         await world.serve("a")

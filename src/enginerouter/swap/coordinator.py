@@ -256,13 +256,13 @@ class Coordinator:
         if slot.phase not in (Phase.READY, Phase.DRAINING):
             return
         has_proved = slot.answered > 0 and now - slot.ready_at >= PROVED_AFTER_S
+        for lease in list(slot.leases):
+            lease.cut(error)
         self._move(slot, Event.CRASH, error.message)
         if has_proved:
             slot.circuit = circuit.CLOSED
         else:
             self._start_failed(slot, error.message)
-        for lease in list(slot.leases):
-            lease.cut(error)
         self._dispatch(self._lane_of[slot_id])
 
     async def swap_to(self, slot_id: SlotId) -> None:

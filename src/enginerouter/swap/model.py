@@ -303,10 +303,12 @@ class Lane:
     """Slots that compete for the same memory, and the one swap that may run among them.
 
     Every slot without memory of its own is alone in a lane: it starts at once, even during a swap elsewhere.
+    `owed_until`: till then memory may still come back for which a settle did not wait to the end.
     """
 
     slots: dict[SlotId, Slot]
     swap: Swap | None = None
+    owed_until: float = 0.0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def residents(self) -> list[Slot]:

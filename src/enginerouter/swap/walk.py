@@ -227,6 +227,8 @@ class Walk:
         missing = [s.missing_bytes for s in freed if s.missing_bytes is not None]
         settled = await self._settled(sum(missing) if missing else None, need)
         self._swap.settled = settled
+        if settled.verdict is Verdict.ENOUGH:
+            self._lane.owed_until = self._a.now() - settled.seconds + self._a.rules.settle_timeout_s
         names = ", ".join(str(s.id) for s in freed)
         level = logging.WARNING if settled.verdict is Verdict.TIMEOUT else logging.INFO
         log.log(level, "memory of %s: %s", names, describe(settled))
@@ -274,8 +276,11 @@ class Walk:
             raise
 
     async def _make_room(self, target: Slot) -> None:
-        need, available = target.expected_bytes, self._a.memory.available()
-        if need is None or available is None or available >= need:
+        need = target.expected_bytes
+        if need is None:
+            return
+        available = await self._owed_back(need)
+        if available is None or available >= need:
             return
         await self._free_further(target, short_bytes=need - available)
         available = self._a.memory.available()
@@ -284,6 +289,16 @@ class Walk:
                 "%s is expected to need %s, but only %s is available; starting it all the same",
                 target.id, gib(need), gib(available),
             )  # fmt: skip
+
+    async def _owed_back(self, need: int) -> int | None:
+        """Available memory. What an earlier settle left missing, because its own target had enough, is waited for."""
+        while True:
+            available, now = self._a.memory.available(), self._a.now()
+            if available is None or available >= need or now >= self._lane.owed_until:
+                return available
+            if self._swap.step != "settling":
+                self._enter("settling")
+            await asyncio.sleep(READ_EVERY_S)
 
     async def _free_further(self, target: Slot, *, short_bytes: int) -> None:
         more = further(self._lane.residents(), target, short_bytes)
