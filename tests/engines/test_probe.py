@@ -14,9 +14,9 @@ def rule(check: str = "", url: str = "http://x/health", status: int = 200) -> Re
     return ReadyRule(url, status, check, 1.0)
 
 
-def test_the_gap_between_probes_is_a_tenth_of_the_wait_within_bounds() -> None:
+def test_the_gap_between_probes_is_a_twentieth_of_the_wait_within_bounds() -> None:
     assert gap_s(0.0) == 0.02
-    assert gap_s(1.0) == pytest.approx(0.1)
+    assert gap_s(1.0) == pytest.approx(0.05)
     assert gap_s(1000.0) == 0.25
 
 

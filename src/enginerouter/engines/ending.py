@@ -52,11 +52,11 @@ async def end_child(child: Child, stop_signal: str, stop_timeout_s: float, tasks
 async def end_tree(tree: Tree, number: int, grace_s: float, tasks: TaskGroup) -> set[ProcessKey]:
     """Ask every member that is left, then kill until two looks in a row find none."""
     left = await tree.alive()
+    empty_looks = 0 if left else 1
     if left and grace_s > 0:
         await asyncio.to_thread(_ask_each, left, number)
         await wait_gone(left, tasks, grace_s)
     deadline = asyncio.get_running_loop().time() + _KILL_TIMEOUT_S
-    empty_looks = 0
     while empty_looks < 2:
         left = await tree.alive()
         if not left:

@@ -41,8 +41,8 @@ class Answer:
 
 
 def gap_s(elapsed_s: float) -> float:
-    """Pause between two probes: a tenth of the time since the start, so that waiting costs at most that much."""
-    return min(_LONGEST_GAP_S, max(_SHORTEST_GAP_S, elapsed_s / 10))
+    """Pause between two probes: a twentieth of the time since the start, so that waiting costs at most that much."""
+    return min(_LONGEST_GAP_S, max(_SHORTEST_GAP_S, elapsed_s / 20))
 
 
 def judge(rule: ReadyRule, status: int, body: bytes) -> Answer:
