@@ -3,6 +3,9 @@
 Before the *commit* nothing was sent and an error is an HTTP error; after it, errors are in-band. While a streaming
 client waits – queued, swapping, loading, prefill – one timer (the beat) commits when the status was held long enough
 and then sends a comment every interval, only ever between complete events.
+
+Events reach the client whole: the beginning of one is held until its end is here. So a keep-alive never gets inside
+an event, and when an engine dies in the middle of one, the error that follows can still be read.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from multidict import CIMultiDict
 from enginerouter.tasks import TaskGroup
 
 EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+# Of an event larger than this, what is here is passed on.
+HELD_BYTES = 64 * 1024
 SSE_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
@@ -75,6 +80,8 @@ class Downstream:
     __slots__ = (
         "_beat",
         "_commit_at",
+        "_held",
+        "_is_in_event",
         "_is_writing",
         "_loop",
         "_mode",
@@ -105,7 +112,10 @@ class Downstream:
         self._sending: asyncio.Task[None] | None = None
         self._commit_at = 0.0
         self._is_writing = False
-        self._tail = b"\n\n"
+        self._held = b""
+        # Inside an event too large to be held; `_tail` is what was sent of it last.
+        self._is_in_event = False
+        self._tail = b""
         self.has_engine_bytes = False
         # Whether what was committed is an event stream: then errors can be said in-band.
         self.is_event_stream = False
@@ -175,7 +185,7 @@ class Downstream:
     def _is_between_events(self) -> bool:
         if self._mode is Mode.JSON:
             return not self.has_engine_bytes
-        return self._tail.endswith(EVENT_ENDS)
+        return not self._is_in_event
 
     def _frame(self) -> bytes:
         if self._mode is Mode.JSON:
@@ -224,25 +234,54 @@ class Downstream:
         """Pass on bytes of the engine. Waits while the client does not read; that is the back-pressure."""
         response = self._response
         assert response is not None
+        if self.is_event_stream and (self._held or self._is_in_event or not chunk.endswith(EVENT_ENDS)):
+            chunk = self._whole_events(chunk)
+            if not chunk:
+                return
         self.has_engine_bytes = True
         self.last_write_at = now
-        self._tail = chunk if len(chunk) > 3 else (self._tail + chunk)[-4:]
         self._is_writing = True
         try:
             await response.write(chunk)
         finally:
             self._is_writing = False
 
+    def _whole_events(self, chunk: bytes) -> bytes:
+        """What can be sent now; the rest is held until its event is whole."""
+        if self._is_in_event:
+            self._tail = (self._tail + chunk)[-4:]
+            self._is_in_event = not self._tail.endswith(EVENT_ENDS)
+            return chunk
+        chunk = self._held + chunk
+        end = last_border(chunk)
+        if len(chunk) - end > HELD_BYTES:
+            self._held, self._tail, self._is_in_event = b"", chunk[-4:], True
+            return chunk
+        self._held = chunk[end:]
+        return chunk[:end]
+
     async def write_last(self, frame: bytes) -> None:
-        """A frame of our own at the end of a stream; the last event is ended first if it was cut."""
+        """A frame of our own at the end of a stream. The beginning of an event that was cut is not sent."""
         await self.pause()
-        if not self._tail.endswith(EVENT_ENDS):
-            frame = b"\n\n" + frame
+        self._held = b""
+        if self._is_in_event:
+            frame, self._is_in_event = b"\n\n" + frame, False
         await self.write(frame, self._loop.time())
 
     async def finish(self) -> web.StreamResponse:
+        """The tidy end; a last event without its blank line counts as whole."""
         await self.pause()
         response = self._response
         assert response is not None
+        if self._held:
+            await response.write(self._held)
         await response.write_eof()
         return response
+
+
+def last_border(chunk: bytes) -> int:
+    """Where the last whole event in a chunk ends, and whole comment lines after it; 0 if none does."""
+    end = max((chunk.rfind(mark) + len(mark) for mark in EVENT_ENDS if mark in chunk), default=0)
+    while chunk.startswith(b":", end) and (line_end := chunk.find(b"\n", end)) != -1:
+        end = line_end + 1
+    return end

@@ -6,14 +6,17 @@ cookies, no proxies from the environment, nothing added to headers, nothing unpa
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import Mapping
-from types import SimpleNamespace
+from contextvars import ContextVar
 from typing import IO
 
 import aiohttp
-from aiohttp import ClientResponse, ClientSession, ClientTimeout, TCPConnector, TraceConfig
-from multidict import CIMultiDict
+from aiohttp import ClientRequest, ClientResponse, ClientSession, ClientTimeout, TCPConnector, hdrs
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.tracing import Trace
+from multidict import CIMultiDict, istr
 from yarl import URL
 
 from enginerouter.errors import UpstreamFailed, printable
@@ -27,6 +30,21 @@ MAX_HEADER_BYTES = 65536
 # aiohttp warns about larger bytes bodies: written in one piece they would hold up the loop.
 LARGE_BODY_BYTES = 1 << 20
 MAX_URLS = 256
+AUTO_HEADERS = frozenset({istr("Accept"), istr("User-Agent"), istr("Content-Type")})
+
+
+# Whether the request of this task opened a connection of its own. (A trace of aiohttp tells the same for 10 µs more.)
+_is_fresh: ContextVar[bool] = ContextVar("is_fresh")
+
+
+class _Connector(TCPConnector):
+    """Notes when no pooled connection was to be had."""
+
+    async def _create_connection(
+        self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout
+    ) -> ResponseHandler:
+        _is_fresh.set(True)
+        return await super()._create_connection(req, traces, timeout)
 
 
 class ReusedConnectionFailed(Exception):
@@ -45,19 +63,15 @@ class Upstream:
         self._urls: dict[tuple[str, str], URL] = {}
 
     def _open_session(self) -> ClientSession:
-        trace = TraceConfig()
-        trace.on_connection_reuseconn.append(_note_reuse)
         return ClientSession(
-            connector=TCPConnector(limit=0, keepalive_timeout=POOL_IDLE_S, ttl_dns_cache=60),
+            connector=_Connector(limit=0, keepalive_timeout=POOL_IDLE_S, ttl_dns_cache=60),
             timeout=self._timeout,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
             raise_for_status=False,
-            skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
             max_field_size=MAX_HEADER_BYTES,
             max_line_size=MAX_HEADER_BYTES,
-            trace_configs=[trace],
         )
 
     def _url(self, address: str, path: str) -> URL:
@@ -81,19 +95,23 @@ class Upstream:
         session = self._session
         if session is None:
             session = self._session = self._open_session()
-        noted = SimpleNamespace(is_reused=False)
+        _is_fresh.set(False)
         data: bytes | IO[bytes] = body
         if isinstance(body, bytes) and len(body) >= LARGE_BODY_BYTES:
             data = io.BytesIO(body)
         try:
-            return await session.request(
+            answer = await session.request(
                 method,
                 self._url(address, path),
                 data=data,
                 headers=headers,
                 allow_redirects=False,
-                trace_request_ctx=noted,
+                # Nothing is added to what the client sent. SDKs send all three, and then there is nothing to skip.
+                skip_auto_headers=None if headers.keys() >= AUTO_HEADERS else AUTO_HEADERS,
             )
+            if hdrs.CONTENT_LENGTH not in answer.headers:
+                _break_with_connection(answer)
+            return answer
         except aiohttp.ClientConnectorError as error:
             raise UpstreamFailed(self.engine, f"{self.engine} refuses connections at {address}: {error}") from error
         except aiohttp.ClientResponseError as error:
@@ -101,7 +119,7 @@ class Upstream:
                 self.engine, f"{self.engine} did not answer in HTTP: {printable(error.message)}"
             ) from error
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-            if noted.is_reused:
+            if not _is_fresh.get() and not _has_begun_to_answer(error):
                 raise ReusedConnectionFailed from error
             raise UpstreamFailed(
                 self.engine, f"{self.engine} closed the connection before it answered ({type(error).__name__})"
@@ -123,7 +141,34 @@ class Upstream:
             await session.close()
 
 
-async def _note_reuse(
-    session: ClientSession, context: SimpleNamespace, params: aiohttp.TraceConnectionReuseconnParams
-) -> None:
-    context.trace_request_ctx.is_reused = True
+def _break_with_connection(answer: ClientResponse) -> None:
+    """Let the body fail when its connection ends before it does.
+
+    aiohttp 3.14 forgets whoever reads a body when its parser gives up in the middle of it (a malformed chunk): the
+    connection is closed, and the reader waits for ever.
+    """
+    connection, content = answer.connection, answer.content
+    if connection is None or connection.protocol is None:
+        return  # all of it is here already
+
+    def ended(closed: asyncio.Future[None] | None) -> None:
+        if closed is not None and not closed.cancelled():
+            closed.exception()  # read, or asyncio complains that nobody did
+        if not content.is_eof() and content.exception() is None:
+            content.set_exception(aiohttp.ClientPayloadError("the connection ended within the body"))
+
+    closed = connection.protocol.closed
+    if closed is None:
+        ended(None)
+        return
+
+    def whole() -> None:
+        closed.remove_done_callback(ended)
+
+    closed.add_done_callback(ended)
+    content.on_eof(whole)
+
+
+def _has_begun_to_answer(error: Exception) -> bool:
+    """Whether the connection ended within the head of an answer: then aiohttp's error holds what was read of it."""
+    return isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str)
