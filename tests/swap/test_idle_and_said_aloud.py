@@ -221,6 +221,19 @@ async def test_an_operators_swap_to_what_is_resident_holds_it_too():
 
 
 @virtual
+async def test_an_operators_swap_takes_back_an_earlier_unload():
+    async with World(["a"]) as world:
+        await world.serve("a")
+        stream = world.request("a", 5.0)
+        await settle_down()
+        world.unload("a")
+        await world.coordinator.swap_to(sid("a"))
+        await stream
+        await asyncio.sleep(10.0)
+        assert world.phase("a") == "ready"
+
+
+@virtual
 async def test_an_operators_swap_that_fails_says_why():
     async with World(["a"]) as world:
         world.script("a").outcomes.append("fail")

@@ -172,6 +172,20 @@ async def test_waiting_through_a_long_load_does_not_make_anybody_overdue():
 
 
 @virtual
+async def test_the_clock_stands_still_in_a_swap_during_which_nothing_else_happens():
+    """It is stopped by the change of phase itself, not by the next request that comes along."""
+    async with World(["a", "b", "c"], scripts={"b": Script(start_s=60.0)}) as world:
+        await world.ask("a", 0.0)
+        first, second = world.request("b", 40.0), world.request("c")
+        await world.in_phase("b", "ready")
+        await asyncio.sleep(14.5)
+        assert world.phase("b") == "ready"
+        await asyncio.sleep(0.6)
+        assert world.phase("b") == "draining"
+        await asyncio.gather(first, second)
+
+
+@virtual
 async def test_waiting_through_a_long_drain_does_not_make_anybody_overdue():
     """Late requests for the slot being drained wait from the moment its successor is ready."""
     async with World(["a", "b"], Rules(max_wait_s=15.0, drain_timeout_s=100.0)) as world:
@@ -351,6 +365,20 @@ async def test_a_waiter_cancelled_at_any_moment_leaks_nothing():
                 assert world.coordinator.queued == 0
                 assert world.in_flight("b") == 0
                 assert await world.ask("b") == "answered by b"
+
+
+@virtual
+async def test_a_client_that_leaves_in_the_middle_of_its_answer_holds_no_swap_up():
+    """E5: its lease stayed, and the next swap waited out the whole drain timeout."""
+    async with World(["a", "b"]) as world:
+        await world.serve("a")
+        leaver = world.request("a", 600.0)
+        waiting = world.request("b", 0.0)
+        await asyncio.sleep(1.0)
+        leaver.cancel()
+        began = now()
+        await waiting
+        assert now() - began == pytest.approx(0.25 + 0.5 + 1.0, abs=0.01)
 
 
 @virtual

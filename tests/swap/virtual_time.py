@@ -44,7 +44,8 @@ class _Jump(selectors.SelectSelector):
         if int(self.now) != self._second:
             self._second, self._turns = int(self.now), 0
         elif self._turns > SPINNING_TURNS:
-            raise Spinning(f"{self._turns} turns of the loop in the virtual second {self._second}")
+            self._turns = 0  # the loop has to turn again to clear up
+            raise Spinning(f"{SPINNING_TURNS} turns of the loop in the virtual second {self._second}")
         return []
 
 

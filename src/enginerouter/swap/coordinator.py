@@ -277,6 +277,7 @@ class Coordinator:
                 self.leave(ticket)
                 raise
         slot.keep_until = self._now() + self._rules.min_residency_s
+        slot.is_unload_wanted = False  # the last word counts
         lease.release()
 
     def unload(self, slot_id: SlotId) -> bool:
