@@ -20,6 +20,7 @@ from enginerouter.errors import BadRequest, Unauthorized
 
 X_API_KEY = istr("X-API-Key")
 Headers = CIMultiDictProxy[str]
+ALL = ("*",)
 
 
 class KeyRule(Protocol):
@@ -45,12 +46,12 @@ class Identity:
 
     name: str
     is_admin: bool = False
-    models: tuple[str, ...] = ("*",)
+    models: tuple[str, ...] = ALL
     may_use_remote: bool = True
     priority: int = 0
 
     def may_name(self, model: str) -> bool:
-        return any(glob == "*" or fnmatchcase(model, glob) for glob in self.models)
+        return self.models == ALL or any(fnmatchcase(model, glob) for glob in self.models)
 
 
 # Without keys, whoever passes Host and Origin.
