@@ -367,7 +367,7 @@ def _shares_lane(specs: dict[SlotId, SlotSpec], report: SwapReport) -> bool:
 
 def _check_swap(life: Life, total: float, report: SwapReport) -> None:
     rules, seconds = life.rules, report.seconds
-    slowest = max(s.start_s for s in life.scripts.values())
+    slowest = max(max(s.start_s, s.fails_after_s or 0.0) for s in life.scripts.values())
     assert seconds.get("draining", 0.0) <= 2 * rules.drain_timeout_s + HAIR_S, report
     assert seconds.get("settling", 0.0) <= MOST_STEPS * (rules.settle_timeout_s + 0.05), report
     assert seconds.get("freeing", 0.0) <= MOST_STEPS * (SLOWEST_STOP_S + 0.05), report
