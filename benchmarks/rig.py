@@ -61,9 +61,7 @@ def stub_engine():
 @contextlib.contextmanager
 def bare_relay(engine_port: int):
     port = free_port()
-    with process(
-        sys.executable, str(HERE / "bare_relay.py"), str(port), f"http://127.0.0.1:{engine_port}"
-    ) as relay:
+    with process(sys.executable, str(HERE / "bare_relay.py"), str(port), f"http://127.0.0.1:{engine_port}") as relay:
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
