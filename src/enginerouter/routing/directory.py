@@ -6,7 +6,7 @@ Everything is worked out once per configuration; a request costs one dictionary 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from enginerouter.config.model import Alias, Config, EngineSettings, Model
@@ -21,7 +21,7 @@ MayName = Callable[[str], bool]
 class Target:
     """What a name stands for. `asked` is the canonical name (alias or model id), `upstream_model` the engine's own.
 
-    `label` is `engine/model`, for logs, metrics and `X-EngineRouter-Resolved`.
+    `label` is `engine/model`, for logs, metrics and `X-EngineRouter-Resolved`. `is_glob`: `asked` is an alias glob.
     """
 
     asked: str
@@ -30,6 +30,7 @@ class Target:
     slot: SlotId
     upstream_model: str
     label: str
+    is_glob: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +111,7 @@ class Directory:
         while (step := config.aliases.get(name)) is not None and step.target:
             name = step.target
         found = self._names.get(name)
-        if found is None:
-            return None
-        return Target(alias.name, found.model_id, found.engine, found.slot, found.upstream_model, found.label)
+        return replace(found, asked=alias.name) if found is not None else None
 
     def resolve(self, name: str | None, may_name: MayName, resident: Callable[[], SlotId | None]) -> Target:
         """The target of a name; of no name: `default_model`, else what is resident.
@@ -124,7 +123,8 @@ class Directory:
             if name is None:
                 raise BadRequest("the request names no model, there is no default_model, and nothing is loaded")
         target = self._names.get(name) or self._other_spelling(name)
-        if target is not None and may_name(target.asked):
+        # An alias glob is named by its pattern, and by every name that matches it.
+        if target is not None and (may_name(target.asked) or (target.is_glob and may_name(name))):
             return target
         if name in self._chains and may_name(name):
             raise NotBuilt(f"alias {name!r} is a chain, which this version does not serve; name one of its models")
@@ -139,9 +139,7 @@ class Directory:
             if fnmatchcase(name, pattern):
                 found = self._names.get(alias.target or "")
                 if found is not None:
-                    return Target(
-                        alias.name, found.model_id, found.engine, found.slot, found.upstream_model, found.label
-                    )
+                    return replace(found, asked=alias.name, is_glob=True)
         return None
 
     def _name_of(self, slot: SlotId | None) -> str | None:
@@ -154,8 +152,8 @@ class Directory:
     def listed(self, may_name: MayName) -> list[Listed]:
         return [m for m in self._listed if may_name(m.id)]
 
-    def models_of(self, slot: SlotId) -> list[str]:
-        return [m.id for m in self._listed if m.slot == slot and m.alias_of is None]
+    def models_of(self, slot: SlotId, may_name: MayName) -> list[str]:
+        return [m.id for m in self._listed if m.slot == slot and m.alias_of is None and may_name(m.id)]
 
 
 def _models_of(config: Config, engines: dict[str, EngineSettings]) -> Iterable[Model]:

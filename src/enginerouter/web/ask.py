@@ -37,7 +37,7 @@ class Ask:
 
     @property
     def is_responses(self) -> bool:
-        return self._path == RESPONSES
+        return self._path.startswith(RESPONSES)
 
     @property
     def answers_json(self) -> bool:

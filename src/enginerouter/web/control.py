@@ -24,6 +24,7 @@ from enginerouter.tasks import TaskGroup
 from enginerouter.web.catalog import json_answer
 from enginerouter.web.edge import EdgeCall
 from enginerouter.web.json_body import json_object
+from enginerouter.web.keys import Identity
 from enginerouter.web.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class Control:
                 "memory": {"source": self._memory.name, "available_bytes": self._memory.available()},
                 "queued": coordinator.queued,
                 "swaps": [_swap_status(lane.swap, now) for lane in lanes.values() if lane.swap is not None],
-                "slots": [self._slot_status(s, now, is_admin=call.identity.is_admin) for s in slots],
+                "slots": [self._slot_status(s, now, call.identity) for s in slots],
                 "last_swaps": {
                     str(slot): {
                         "result": report.result,
@@ -103,11 +104,11 @@ class Control:
             }
         )
 
-    def _slot_status(self, slot: Slot, now: float, *, is_admin: bool) -> dict[str, Any]:
+    def _slot_status(self, slot: Slot, now: float, identity: Identity) -> dict[str, Any]:
         status: dict[str, Any] = {
             "slot": str(slot.id),
             "engine": slot.id.engine,
-            "models": self._directory.models_of(slot.id),
+            "models": self._directory.models_of(slot.id, identity.may_name),
             "phase": slot.phase.value,
             "phase_s": round(now - slot.phase_since, 1) if slot.phase_since else None,
             "in_flight": len(slot.leases),
@@ -121,7 +122,7 @@ class Control:
             status["start_circuit"] = {
                 "failures": slot.circuit.failures,
                 "open_for_s": round(left, 1) if left > 0 else 0,
-                "reason": slot.circuit.reason if is_admin else None,
+                "reason": slot.circuit.reason if identity.is_admin else None,
             }
         return status
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Mapping
-from typing import IO
 
 import aiohttp
 from aiohttp import ClientResponse, hdrs, web
@@ -17,6 +15,7 @@ from enginerouter.dialects.openai import engine_error_fields, error_fields, erro
 from enginerouter.errors import RouterError, UpstreamFailed, printable
 from enginerouter.proxy.downstream import Downstream, KeepAlive
 from enginerouter.proxy.headers import request_headers, response_headers
+from enginerouter.proxy.payload import for_one_try
 from enginerouter.proxy.upstream import ReusedConnectionFailed, Upstream
 from enginerouter.routing.directory import Directory, Target
 from enginerouter.slots import SlotId
@@ -208,11 +207,11 @@ class _Exchange:
         address = self._addresses[self._target.slot]
         try:
             try:
-                return await upstream.open(call.request.method, address, path, headers, _payload(ask.body))
+                return await upstream.open(call.request.method, address, path, headers, for_one_try(ask.body))
             except ReusedConnectionFailed:
                 # Once, on a new connection, and only while the engine lives: a crash cuts the lease meanwhile.
                 await asyncio.sleep(0)
-                return await upstream.open(call.request.method, address, path, headers, _payload(ask.body))
+                return await upstream.open(call.request.method, address, path, headers, for_one_try(ask.body))
         except ReusedConnectionFailed as error:
             raise await self._broken(error) from error
         except UpstreamFailed:
@@ -248,7 +247,8 @@ class _Exchange:
         if length is not None and length <= WHOLE_BYTES:
             body = await self._read(answer)
             self._record.first_byte_at = time.monotonic()
-            self._note_response_id(body)
+            if self._ask.is_responses:
+                self._owners.note(body, self._target, self._call.identity.name)
             return web.Response(status=answer.status, headers=headers, body=body)
         await self._client.begin(answer.status, headers, length)
         await self._pump(answer, lease)
@@ -303,8 +303,11 @@ class _Exchange:
         except (aiohttp.ClientError, ConnectionError) as error:
             raise await self._broken(error) from error
         self._record.first_byte_at = monotonic()
-        self._note_response_id(chunk)
+        seen, is_looking = b"", self._ask.is_responses
         while chunk:
+            if is_looking:
+                seen += chunk
+                is_looking = not self._owners.note(seen, self._target, self._call.identity.name)
             now = lease.last_byte_at = monotonic()
             await write(chunk, now)
             try:
@@ -319,10 +322,6 @@ class _Exchange:
             return await answer.read()
         except (aiohttp.ClientError, ConnectionError) as error:
             raise await self._broken(error) from error
-
-    def _note_response_id(self, first_bytes: bytes) -> None:
-        if self._ask.is_responses:
-            self._owners.note(first_bytes, self._target, self._call.identity.name)
 
     # --- the end that nobody wanted
 
@@ -349,12 +348,3 @@ def _is_framed(answer: ClientResponse) -> bool:
 def _is_packed(answer: ClientResponse) -> bool:
     """Whether its bytes mean nothing without a Content-Encoding, which is too late to send."""
     return answer.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() not in ("", "identity")
-
-
-def _payload(body: bytes | IO[bytes]) -> bytes | IO[bytes]:
-    """What to hand to one try: aiohttp closes a file it has sent, and a second try needs it again."""
-    if isinstance(body, bytes):
-        return body
-    again = os.fdopen(os.dup(body.fileno()), "rb")
-    again.seek(0)
-    return again

@@ -130,23 +130,34 @@ async def form_field(body: Body, name: str) -> str | None:
 
 
 async def replace_form_field(body: Body, name: str, text: str) -> bytes | IO[bytes]:
-    """The body with another text in the part called name (which it has); all else is the same byte for byte."""
-    boundary, value = boundary_of(body.content_type), text.encode()
+    """The body with another text in the part called name, or with such a part; all else is the same byte for byte."""
+    boundary = boundary_of(body.content_type)
     if body.file is None:
-        start, end = field_span(body.raw, boundary, name) or (0, 0)
-        return body.raw[:start] + value + body.raw[end:]
-    body.file = await asyncio.to_thread(_rewritten, body.file, body.size, boundary, name, value)
+        start, end, new = _replacement(body.raw, boundary, name, text)
+        return body.raw[:start] + new + body.raw[end:]
+    body.file = await asyncio.to_thread(_rewritten, body.file, body.size, boundary, name, text)
     return body.file
 
 
-def _rewritten(file: IO[bytes], size: int, boundary: str, name: str, value: bytes) -> IO[bytes]:
+def _replacement(source: Source, boundary: str, name: str, text: str) -> tuple[int, int, bytes]:
+    """What to put between two places so that the part called name holds the text."""
+    span = field_span(source, boundary, name)
+    if span is not None:
+        return (*span, text.encode())
+    delimiter = b"--" + boundary.encode("ascii")
+    at = _after_first(source, delimiter) - len(delimiter)
+    head = f'\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode()
+    return at, at, delimiter + head + text.encode() + b"\r\n"
+
+
+def _rewritten(file: IO[bytes], size: int, boundary: str, name: str, text: str) -> IO[bytes]:
     """A copy with the field replaced, at its start; the original is closed."""
     with file:
-        start, end = field_span(FileSource(file, size), boundary, name) or (0, 0)
+        start, end, new = _replacement(FileSource(file, size), boundary, name, text)
         copy: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - it is what this gives
         file.seek(0)
         copy.write(file.read(start))
-        copy.write(value)
+        copy.write(new)
         file.seek(end)
         shutil.copyfileobj(file, copy, WINDOW_BYTES)
         copy.seek(0)

@@ -26,14 +26,15 @@ class ResponseOwners:
     def __init__(self) -> None:
         self._owned: OrderedDict[str, _Owned] = OrderedDict()
 
-    def note(self, first_bytes: bytes, target: Target, key: str) -> None:
-        """Remember the id in the first bytes of an answer of `/v1/responses`, if there is one."""
+    def note(self, first_bytes: bytes, target: Target, key: str) -> bool:
+        """Remember the id in the first bytes of an answer of `/v1/responses`; False if it is not in them yet."""
         found = _ID.search(first_bytes, 0, LOOK_BYTES)
         if found is None:
-            return
+            return len(first_bytes) >= LOOK_BYTES
         self._owned[found[1].decode()] = _Owned(target, key)
         if len(self._owned) > MAX_OWNED:
             self._owned.popitem(last=False)
+        return True
 
     def known(self, response_id: str, key: str) -> Target | None:
         """Who holds a response, or None for an id that nobody told us of (one of before a restart).
