@@ -342,8 +342,8 @@ def check_waits(record: Record) -> None:
         came, until = visit.arrival.at, visit.waited_until
         if until - came < 1.0:
             continue
-        ahead = [(b, e, r) for b, e, r in record.swaps if b < until and e > came]
-        in_swaps = sum(min(e, until) - max(b, came) for b, e, _ in ahead if _shares_lane(specs, _))
+        ahead = [(b, e, r) for b, e, r in record.swaps if b < until and e > came and _shares_lane(specs, r)]
+        in_swaps = sum(min(e, until) - max(b, came) for b, e, _ in ahead)
         words = sum(came <= at <= until for at in record.operators)
         patience = max(rules.max_wait_s, life.scripts[slot].start_s)
         between = (until - came) - in_swaps
@@ -356,8 +356,7 @@ def check_waits(record: Record) -> None:
             blows = sum(came - 10.0 <= b.at <= until for b in life.blows)
             for_nobody = sum(r.plan.target is None or r.plan.reason == "preload" for _, _, r in ahead)
             most = 2 + others * (1 + math.ceil(patience / rules.max_wait_s)) + blows + words + for_nobody
-            count = sum(_shares_lane(specs, r) for _, _, r in ahead)
-            assert count <= most, f"{count} swaps ahead of {slot} from {came:.3f} s on, limit {most}"
+            assert len(ahead) <= most, f"{len(ahead)} swaps ahead of {slot} from {came:.3f} s on, limit {most}"
 
 
 def _shares_lane(specs: dict[SlotId, SlotSpec], report: SwapReport) -> bool:
