@@ -53,7 +53,7 @@ def test_a_process_has_the_documented_defaults() -> None:
     assert (settings.start_timeout_s, settings.stop_timeout_s, settings.ready_path) == (300, 30, "/health")
     assert (settings.ready_status, settings.ready_probe_timeout_s, settings.stop_signal) == (200, 2, "TERM")
     assert (settings.max_restarts, settings.memory_gib, settings.first_byte_timeout_s) == (3, None, None)
-    assert settings.log_file == BASE / "logs/a.log"
+    assert settings.log_file is None
 
 
 def test_a_remote_engine_waits_two_minutes_for_its_first_byte() -> None:

@@ -181,7 +181,7 @@ class GenericProcess(EngineSettings):
     ] = None
     log_file: Annotated[
         Path | None,
-        Key("File for its output, opened for append; null = `logs/<engine>.log` beside the config."),
+        Key("File for its output, opened for append; null = `logs/engines/<engine>.log` beside the config."),
     ] = None
     ready_path: Annotated[str | None, Key("Path that answers `ready_status` when it is ready.", form="path")] = (
         "/health"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,6 @@ def finish_engine(
     settings = _with_api_key(settings, at, source, environ)
     if isinstance(settings, ApiSwap | Ollama) and settings.ready_path is None:
         settings = dataclasses.replace(settings, ready_path=settings.health_path)
-    if isinstance(settings, GenericProcess) and settings.log_file is None:
-        file_name = re.sub(r"[^\w.-]", "_", settings.name).lstrip(".") or "engine"
-        settings = dataclasses.replace(settings, log_file=base_dir / "logs" / f"{file_name}.log")
     return settings
 
 
