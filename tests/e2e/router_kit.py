@@ -365,8 +365,7 @@ class RouterUnderTest:
             return
         self._stopped = True
         for engine in self.engines.values():
-            for gate in (engine.starting, engine.stopping, engine.checking):
-                gate.open()
+            engine.stopping.open()
         await self.router.stop()
         for engine in self.engines.values():
             await engine.server.stop()
