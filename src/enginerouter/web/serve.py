@@ -53,7 +53,9 @@ async def _serve(config: Config, output: CollectingHandler) -> int:
             log.info("listening on http://%s:%d, engines: %s", config.host, router.port, ", ".join(router.engines))
             await stop.wait()
             log.info("stopping: running answers have %g s", config.shutdown_timeout_s)
-            return await _stop(router, stop)
+            status = await _stop(router, stop)
+            log.info("stopped")
+            return status
         finally:
             await tasks.close()
 

@@ -145,10 +145,11 @@ class Telemetry:
         self._total_s.observe(total)
         if record.label:
             self._wait_s.observe(record.queue_s)
-        first = -1.0
+        first = ""
         if record.first_byte_at is not None:
-            first = record.first_byte_at - record.began_at
-            self._first_s.observe(first)
+            first_s = record.first_byte_at - record.began_at
+            self._first_s.observe(first_s)
+            first = f" first byte {first_s:.3f} s,"
         if record.keepalives:
             self._frames.inc(amount=record.keepalives)
         if not log.isEnabledFor(logging.INFO):
@@ -156,7 +157,7 @@ class Telemetry:
         error = record.error
         log.handle(
             RequestLine(
-                "%s %s -> %s %s %d queue %.3f s, first byte %.3f s, total %.3f s%s",
+                "%s %s -> %s %s %d queue %.3f s,%s total %.3f s%s",
                 record.request_id,
                 printable(record.asked) or "-",
                 record.label or "-",
