@@ -125,7 +125,7 @@ def test_arguments_and_environment_are_taken_as_written() -> None:
 
 
 def test_a_missing_file_is_a_readable_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no such file.*enginerouter init"):
+    with pytest.raises(ConfigError, match=r"no such file.*enginerouter demo"):
         load(tmp_path / "none.yaml")
 
 

@@ -131,7 +131,7 @@ class Discover:
     )
     port_probe: Annotated[
         PortProbe,
-        Key("Older configs: a switch that did nothing.", no_effect="`enginerouter init` probes ports"),
+        Key("Older configs: a switch that did nothing.", no_effect="ports are not probed while serving"),
     ] = field(default_factory=PortProbe)
 
 
