@@ -161,6 +161,14 @@ class UpstreamFailed(EngineFailed):
     is_retryable = None
 
 
+class FirstByteTimeout(EngineFailed):
+    """The engine took the request and sent nothing of an answer in time."""
+
+    status = 504
+    code = "first_byte_timeout"
+    is_retryable = None
+
+
 class EngineStalled(EngineFailed):
     """No byte from the engine for too long, or its process is stopped."""
 

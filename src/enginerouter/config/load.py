@@ -52,7 +52,8 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Loaded:
 
 def _unreadable(path: Path, error: OSError) -> Problem:
     if isinstance(error, FileNotFoundError):
-        return Problem("there is no such file", file=str(path), hint="config.example.yaml is one to begin with, `enginerouter demo` needs none")
+        hint = "config.example.yaml is one to begin with, `enginerouter demo` needs none"
+        return Problem("there is no such file", file=str(path), hint=hint)
     if isinstance(error, IsADirectoryError):
         return Problem("this is a folder, not a file", file=str(path))
     return Problem(f"cannot be read: {error.strerror or error}", file=str(path))

@@ -34,7 +34,6 @@ UNSERVED: Final = (
     "api_keys.*.remote",
     "memory_source=nvidia",
     "memory_source=amd",
-    "tls_cert_file",
     "discover",
     "health",
     "cache",

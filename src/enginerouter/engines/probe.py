@@ -131,7 +131,18 @@ class Prober:
         if session is not None:
             await session.close()
 
-    async def _ask(self, rule: ReadyRule) -> Answer:
+    async def warm_up(self, address: str, model: str) -> str:
+        """Ask for one token, so that the first client does not pay for what an engine puts off. Says how it went."""
+        body = {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "hi"}]}
+        url = f"{address}/v1/chat/completions"
+        try:
+            async with self._open().post(url, json=body, headers=self._headers, allow_redirects=False) as response:
+                await response.read()
+                return f"status {response.status}"
+        except (aiohttp.ClientError, OSError) as error:
+            return printable(f"{type(error).__name__}: {error}")
+
+    def _open(self) -> aiohttp.ClientSession:
         if self._session is None or self._session.closed:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(force_close=True),
@@ -139,7 +150,10 @@ class Prober:
                 timeout=aiohttp.ClientTimeout(total=None),
                 trust_env=False,
             )
-        async with self._session.get(rule.url, headers=self._headers, allow_redirects=False) as response:
+        return self._session
+
+    async def _ask(self, rule: ReadyRule) -> Answer:
+        async with self._open().get(rule.url, headers=self._headers, allow_redirects=False) as response:
             body = await response.content.read(_LONGEST_BODY) if rule.check else b""
             while rule.check and len(body) < _LONGEST_BODY:
                 more = await response.content.read(_LONGEST_BODY - len(body))

@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from enginerouter.config.engines import GenericProcess
 from enginerouter.engines import adoption, ports, proctree
@@ -31,7 +32,7 @@ from enginerouter.engines.launch import (
 )
 from enginerouter.engines.probe import Prober
 from enginerouter.engines.proctree import ProcessKey, Snapshot
-from enginerouter.engines.starting import crashed, listens_there, port_taken, wait_ready
+from enginerouter.engines.starting import crashed, died_starting, listens_there, port_taken, wait_ready
 from enginerouter.errors import FreeFailed, NotBuilt, StartFailed, printable
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
@@ -50,8 +51,17 @@ class GenericProcessEngine:
     Closing leaves running children alone: stop them first, or let the next router adopt them.
     """
 
-    def __init__(self, settings: GenericProcess, base_dir: Path, state: StateFile, directory: SlotDirectory) -> None:
+    def __init__(
+        self,
+        settings: GenericProcess,
+        base_dir: Path,
+        state: StateFile,
+        directory: SlotDirectory,
+        *,
+        warmup_model: str | None = None,
+    ) -> None:
         self._settings = settings
+        self._warmup_model = warmup_model or settings.name
         self._base_dir = base_dir
         self._state = state
         self._directory = directory
@@ -101,7 +111,24 @@ class GenericProcessEngine:
         child = self._spawn(launch)
         self._tasks.spawn(self._state.flush(), f"record {slot}")
         await wait_ready(child, self._prober, self._settings.start_timeout_s, self._tasks)
+        if self._settings.warmup:
+            await self._warm_up(child)
         child.is_ready = True
+
+    async def _warm_up(self, child: Child) -> None:
+        """One tiny request. An engine that refuses it (an embedder, say) is ready all the same; one that dies, not."""
+        asking = self._tasks.spawn(
+            self._prober.warm_up(child.launch.address, self._warmup_model), f"warm up {self.name}"
+        )
+        limit_s = self._settings.start_timeout_s
+        try:
+            either: set[asyncio.Future[Any]] = {asking, child.exited}
+            await asyncio.wait(either, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            if child.has_exited:
+                raise await died_starting(child)
+            log.info("engine %r: warm-up: %s", self.name, asking.result() if asking.done() else "no answer in time")
+        finally:
+            asking.cancel()
 
     async def stop(self, slot: SlotId) -> None:
         child = self._children.get(slot)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from enginerouter.config.engines import EngineSettings, GenericProcess
 from enginerouter.engines import adoption, proctree
@@ -66,20 +67,30 @@ class UnbuiltEngine:
         return NotBuilt(f"engine {self.name!r} has {self._what}, which this version does not serve yet")
 
 
-def build_engine(settings: EngineSettings, state: StateFile, base_dir: Path, directory: SlotDirectory) -> Engine:
+def build_engine(
+    settings: EngineSettings,
+    state: StateFile,
+    base_dir: Path,
+    directory: SlotDirectory,
+    warmup_model: str | None = None,
+) -> Engine:
     if not isinstance(settings, GenericProcess):
         return UnbuiltEngine(settings, f"type {settings.type!r}")
     if settings.profiles or settings.manifest is not None:
         return UnbuiltEngine(settings, "profiles")
-    return GenericProcessEngine(settings, base_dir, state, directory)
+    return GenericProcessEngine(settings, base_dir, state, directory, warmup_model=warmup_model)
 
 
 def build_engines(
-    engines: Mapping[str, EngineSettings], state: StateFile, base_dir: Path, directory: SlotDirectory
+    engines: Mapping[str, EngineSettings],
+    state: StateFile,
+    base_dir: Path,
+    directory: SlotDirectory,
+    warmup_models: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Engine]:
-    """The enabled engines, by name, in the order of the configuration."""
+    """The enabled engines, by name, in the order of the configuration. `warmup_models`: what to ask each for."""
     return {
-        name: build_engine(settings, state, base_dir, directory)
+        name: build_engine(settings, state, base_dir, directory, warmup_models.get(name))
         for name, settings in engines.items()
         if settings.enabled
     }

@@ -30,6 +30,7 @@ class Target:
     slot: SlotId
     upstream_model: str
     label: str
+    first_byte_timeout_s: float | None = None
     is_glob: bool = False
 
 
@@ -68,7 +69,15 @@ class Directory:
     def _add_model(self, model: Model, engine: EngineSettings) -> None:
         slot = SlotId(engine.name)
         label = f"{engine.name}/{model.id}"
-        self._models[model.id] = Target(model.id, model.id, engine.name, slot, model.upstream_id or model.id, label)
+        self._models[model.id] = Target(
+            model.id,
+            model.id,
+            engine.name,
+            slot,
+            model.upstream_id or model.id,
+            label,
+            engine.first_byte_timeout_s,
+        )
         self._listed.append(
             Listed(
                 model.id,

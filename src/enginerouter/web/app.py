@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import ssl
 from collections.abc import Iterable, Mapping
 
 from aiohttp import web
@@ -78,7 +79,13 @@ class Router:
         self.engines = (
             dict(engines)
             if engines is not None
-            else build_engines(config.engines, self.state, config.base_dir, self._slot_directory)
+            else build_engines(
+                config.engines,
+                self.state,
+                config.base_dir,
+                self._slot_directory,
+                {m.engine: m.upstream_id or m.id for m in reversed(config.models)},
+            )
         )
         self.learned = read_learned(self.state)
         self.coordinator = Coordinator(
@@ -107,7 +114,11 @@ class Router:
         edge = Edge(self._edge_rules(), budget)
         server = GuardedServer(edge.handle)
         self._runner, self.port = await listen(
-            server, host=self.config.host, port=self.config.port, shutdown_timeout_s=self.config.shutdown_timeout_s
+            server,
+            host=self.config.host,
+            port=self.config.port,
+            ssl_context=tls_context(self.config),
+            shutdown_timeout_s=self.config.shutdown_timeout_s,
         )
         await end_launches_of_removed_engines(self.state, self.engines)
         await self.coordinator.start()
@@ -235,3 +246,16 @@ def _keepalive(config: Config) -> KeepAlive:
         json_after_s=config.json_keepalive_after_s,
         stream_mode=Mode(config.swap_progress),
     )
+
+
+def tls_context(config: Config) -> ssl.SSLContext | None:
+    """What to serve HTTPS with, or None. Raises ConfigError if the files cannot be used."""
+    if config.tls_cert_file is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(config.tls_cert_file, config.tls_key_file)
+    except OSError as error:  # ssl.SSLError is one
+        files = f"{config.tls_cert_file} and {config.tls_key_file}"
+        raise ConfigError([Problem(f"{files} cannot be used: {error}", path="tls_cert_file")]) from error
+    return context

@@ -12,7 +12,7 @@ from aiohttp import ClientResponse, hdrs, web
 from multidict import CIMultiDict, istr
 
 from enginerouter.dialects.openai import engine_error_fields, error_fields, error_frame
-from enginerouter.errors import RouterError, UpstreamFailed, printable
+from enginerouter.errors import FirstByteTimeout, RouterError, UpstreamFailed, printable
 from enginerouter.proxy.downstream import Downstream, KeepAlive
 from enginerouter.proxy.headers import request_headers, response_headers
 from enginerouter.proxy.payload import for_one_try
@@ -136,6 +136,7 @@ class _Exchange:
         self._ask = ask
         self._target = target
         self._record = record
+        self._clock: asyncio.Timeout | None = None
         keepalive = shared._keepalive
         mode = keepalive.mode(
             is_stream=ask.wants_stream, may_pad=ask.answers_json, asked=call.request.headers.get(KEEPALIVE)
@@ -181,23 +182,41 @@ class _Exchange:
         return lease
 
     async def _relay_with(self, lease: Lease) -> web.StreamResponse:
+        limit_s = self._target.first_byte_timeout_s
         with lease:
-            self._client.wait_for_engine()
-            answer = await self._open()
+            if limit_s is None:
+                return await self._ask_engine(lease)
             try:
-                self._record.status = answer.status
-                self._ask.release()
-                self._call.release_body()
-                await self._client.pause()
-                if self._client.is_committed:
-                    response = await self._relay_after_commit(answer, lease)
-                else:
-                    response = await self._relay(answer, lease)
-                lease.has_answered = True
-                return response
-            except BaseException:
-                answer.close()
-                raise
+                async with asyncio.timeout(limit_s) as self._clock:
+                    return await self._ask_engine(lease)
+            except TimeoutError:
+                raise FirstByteTimeout(
+                    self._target.engine,
+                    f"{self._target.label} sent no byte of an answer within {limit_s:g} s (first_byte_timeout_s)",
+                ) from None
+
+    async def _ask_engine(self, lease: Lease) -> web.StreamResponse:
+        self._client.wait_for_engine()
+        answer = await self._open()
+        try:
+            self._record.status = answer.status
+            self._ask.release()
+            self._call.release_body()
+            await self._client.pause()
+            if self._client.is_committed:
+                response = await self._relay_after_commit(answer, lease)
+            else:
+                response = await self._relay(answer, lease)
+            lease.has_answered = True
+            return response
+        except BaseException:
+            answer.close()
+            raise
+
+    def _first_byte(self) -> None:
+        self._record.first_byte_at = time.monotonic()
+        if self._clock is not None:
+            self._clock.reschedule(None)
 
     async def _open(self) -> ClientResponse:
         call, ask, upstream = self._call, self._ask, self._upstream
@@ -246,7 +265,7 @@ class _Exchange:
             length = None
         if length is not None and length <= WHOLE_BYTES:
             body = await self._read(answer)
-            self._record.first_byte_at = time.monotonic()
+            self._first_byte()
             if self._ask.is_responses:
                 self._owners.note(body, self._target, self._call.identity.name)
             return web.Response(status=answer.status, headers=headers, body=body)
@@ -256,7 +275,7 @@ class _Exchange:
 
     async def _relay_error(self, answer: ClientResponse, headers: CIMultiDict[str]) -> web.StreamResponse:
         body = await self._read(answer)
-        self._record.first_byte_at = time.monotonic()
+        self._first_byte()
         self._log_refusal(answer, body)
         return web.Response(status=answer.status, headers=headers, body=body)
 
@@ -302,7 +321,7 @@ class _Exchange:
             chunk = await read()
         except (aiohttp.ClientError, ConnectionError) as error:
             raise await self._broken(error) from error
-        self._record.first_byte_at = monotonic()
+        self._first_byte()
         seen, is_looking = b"", self._ask.is_responses
         while chunk:
             if is_looking:
