@@ -262,6 +262,10 @@ class RealRouter:
         return f"http://127.0.0.1:{words[words.index('--port') + 1]}"
 
 
+# What the fixture `start` is: `start(engines, **settings)`.
+Start = Callable[..., RealRouter]
+
+
 # --- what clients do
 
 

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 
 import openai
 import pytest
-from conftest import Start
-from real_kit import assert_said_by, chat, kill_hard, llama, pieces, slow_llama, stream, until
+from real_kit import Start, assert_said_by, chat, kill_hard, llama, pieces, slow_llama, stream, until
 
 pytestmark = pytest.mark.real
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import openai
 import pytest
-from conftest import Start
-from real_kit import RealRouter, assert_said_by, chat, is_gone, llama, pieces, slow_llama, stream, until
+from real_kit import RealRouter, Start, assert_said_by, chat, is_gone, llama, pieces, slow_llama, stream, until
 
 pytestmark = pytest.mark.real
 

@@ -7,8 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import Start
-from real_kit import RealRouter, assert_said_by, chat, llama, pieces, said, stream
+from real_kit import RealRouter, Start, assert_said_by, chat, llama, pieces, said, stream
 
 pytestmark = pytest.mark.real
 

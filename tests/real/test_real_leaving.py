@@ -7,8 +7,7 @@ import time
 
 import openai
 import pytest
-from conftest import Start
-from real_kit import RealRouter, assert_said_by, chat, llama, pieces, send, slow_llama, stream, until
+from real_kit import RealRouter, Start, assert_said_by, chat, llama, pieces, send, slow_llama, stream, until
 
 pytestmark = pytest.mark.real
 

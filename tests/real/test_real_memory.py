@@ -10,8 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from conftest import Start
-from real_kit import GIB, MIB, MemoryWatch, assert_said_by, born_at, demo_engine, is_gone, llama, until
+from real_kit import GIB, MIB, MemoryWatch, Start, assert_said_by, born_at, demo_engine, is_gone, llama, until
 
 pytestmark = pytest.mark.real
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Start
-from real_kit import assert_said_by, is_gone, llama, slow_llama, until
+from real_kit import Start, assert_said_by, is_gone, llama, slow_llama, until
 
 pytestmark = pytest.mark.real
 
