@@ -57,8 +57,8 @@ def engine_error_fields(status: int, body: bytes) -> dict[str, Any]:
     if isinstance(said, dict):
         for key in ("error", "detail"):
             inner = said.get(key)
-            if isinstance(inner, dict) and ("message" in inner or "msg" in inner):
-                return {"type": "server_error", "param": None, "code": status, "message": inner.get("msg"), **inner}
+            if isinstance(inner, dict) and isinstance(text := inner.get("message") or inner.get("msg"), str):
+                return {"type": "server_error", "param": None, "code": status, **inner, "message": text}
             if isinstance(inner, str) and inner:
                 return _plain(status, inner)
         if isinstance(said.get("message"), str):

@@ -1,0 +1,225 @@
+"""The shape of the source: imports point one way, and what house style forbids is not there."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1] / "src" / "enginerouter"
+PACKAGE = "enginerouter"
+
+# Each part may import itself and what its row names. Rows point down only, so there are no cycles between parts.
+FOUNDATION = {"errors", "slots", "tasks", "metrics", "state", "version"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "slots": set(),
+    "version": set(),
+    "tasks": set(),
+    "metrics": set(),
+    "state": {"tasks"},
+    "dialects": {"errors"},
+    "config": {"errors"},
+    "engines": FOUNDATION | {"config"},
+    "swap": FOUNDATION | {"engines"},
+    "proxy": {"errors", "tasks"},
+    "routing": {"errors", "slots", "config"},
+    "demo": set(),
+    "web": FOUNDATION | {"dialects", "config", "engines", "swap", "proxy", "routing"},
+    "cli": FOUNDATION | {"config", "swap", "web", "demo"},
+    "__main__": {"cli"},
+}
+# Of the engines, the swap knows what they promise and no more.
+ENGINE_SEAM = "enginerouter.engines.base"
+# The demo engine is a program of its own, that no other part imports and that imports none.
+PROGRAM = "demo"
+BROAD_EXCEPT = {"web/edge.py", "swap/coordinator.py", "swap/walk.py"}
+
+
+def sources() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(ROOT.rglob("*.py")):
+        yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+
+
+SOURCES = dict(sources())
+
+
+def part_of(file: str) -> str:
+    """The part a file belongs to; `__init__.py` at the top holds the version."""
+    first = file.split("/")[0].removesuffix(".py")
+    return "version" if first == "__init__" else first
+
+
+def imports(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """(module, line) of every import, those in functions and under TYPE_CHECKING too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"a relative import on line {node.lineno}"
+            module = node.module or ""
+            yield module, node.lineno
+            # `from enginerouter.config import model` imports a module, too.
+            yield from ((f"{module}.{alias.name}", node.lineno) for alias in node.names if is_module(module, alias))
+
+
+def is_module(package: str, alias: ast.alias) -> bool:
+    return (ROOT.parent / package.replace(".", "/") / f"{alias.name}.py").exists()
+
+
+def ours(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    return ((name, line) for name, line in imports(tree) if name.split(".")[0] == PACKAGE)
+
+
+def imported_part(name: str) -> str:
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 else "version"
+
+
+@pytest.mark.parametrize("file", SOURCES)
+def test_imports_point_one_way(file: str) -> None:
+    part, tree = part_of(file), SOURCES[file]
+    allowed = MAY_IMPORT[part] | {part}
+    wrong = [f"{file}:{line} imports {name}" for name, line in ours(tree) if imported_part(name) not in allowed]
+    assert not wrong, wrong
+
+
+def test_the_rows_themselves_have_no_cycle() -> None:
+    done: set[str] = set()
+    while ready := [p for p, needs in MAY_IMPORT.items() if p not in done and needs <= done]:
+        done.update(ready)
+    assert done == set(MAY_IMPORT)
+
+
+def test_no_two_modules_import_each_other() -> None:
+    needs = {module_name(file): set[str]() for file in SOURCES}
+    for file, tree in SOURCES.items():
+        needs[module_name(file)] = {n for n, _ in runtime_imports(tree) if n in needs} - {module_name(file), PACKAGE}
+    done: set[str] = set()
+    while ready := [m for m, of in needs.items() if m not in done and of <= done]:
+        done.update(ready)
+    assert done == set(needs), f"in a circle: {sorted(set(needs) - done)}"
+
+
+def module_name(file: str) -> str:
+    return ".".join([PACKAGE, *file.removesuffix(".py").split("/")]).removesuffix(".__init__")
+
+
+def runtime_imports(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """Without those for the type checker only."""
+    for_types = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    kept = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom) and n not in for_types]
+    return imports(ast.Module(body=list(kept), type_ignores=[]))
+
+
+@pytest.mark.parametrize("file", [f for f in SOURCES if part_of(f) in ("swap", "dialects", "config", "routing")])
+def test_decisions_and_formats_know_no_aiohttp(file: str) -> None:
+    assert not [line for name, line in imports(SOURCES[file]) if name.split(".")[0] == "aiohttp"]
+
+
+@pytest.mark.parametrize("file", [f for f in SOURCES if part_of(f) == "swap"])
+def test_the_swap_knows_of_engines_what_they_promise(file: str) -> None:
+    known = {name for name, _ in ours(SOURCES[file]) if imported_part(name) == "engines"}
+    assert known <= {ENGINE_SEAM}
+
+
+def dotted(node: ast.expr) -> str:
+    parts = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
+
+
+def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
+    return ((dotted(node.func), node) for node in ast.walk(tree) if isinstance(node, ast.Call))
+
+
+BLOCKING = {"time.sleep", "subprocess.run", "subprocess.call", "subprocess.check_output", "subprocess.check_call",
+            "os.system", "os.popen", "socket.create_connection"}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", [f for f in SOURCES if part_of(f) != PROGRAM])
+def test_nothing_blocks(file: str) -> None:
+    found = [f"{file}:{node.lineno} {name}" for name, node in calls(SOURCES[file]) if name in BLOCKING]
+    assert not found, found
+
+
+@pytest.mark.parametrize("file", [f for f in SOURCES if f != "tasks.py" and part_of(f) != PROGRAM])
+def test_tasks_are_made_in_one_place(file: str) -> None:
+    """The loop holds tasks weakly, and a failure nobody awaits is silent."""
+    names = ("create_task", "ensure_future", "shield")
+    found = [f"{file}:{node.lineno} {name}" for name, node in calls(SOURCES[file]) if name.split(".")[-1] in names]
+    assert not found, found
+
+
+@pytest.mark.parametrize("file", SOURCES)
+def test_every_exception_is_caught_only_at_the_edges(file: str) -> None:
+    found = [
+        f"{file}:{handler.lineno}"
+        for node in ast.walk(SOURCES[file])
+        if isinstance(node, ast.Try)
+        for handler in node.handlers
+        if handler.type is None or dotted(handler.type) == "Exception"
+    ]
+    assert not found or file in BROAD_EXCEPT or part_of(file) in ("cli", PROGRAM), found
+
+
+@pytest.mark.parametrize("file", SOURCES)
+def test_what_catches_a_cancellation_raises_it_again(file: str) -> None:
+    """CancelledError is never swallowed."""
+    for node in ast.walk(SOURCES[file]):
+        if not isinstance(node, ast.Try):
+            continue
+        for handler in node.handlers:
+            caught = {dotted(t).split(".")[-1] for t in types_of(handler)}
+            if caught & {"CancelledError", "BaseException"}:
+                raises = any(isinstance(inner, ast.Raise) for inner in ast.walk(handler))
+                assert raises, f"{file}:{handler.lineno} swallows a cancellation"
+
+
+def types_of(handler: ast.ExceptHandler) -> list[ast.expr]:
+    if isinstance(handler.type, ast.Tuple):
+        return handler.type.elts
+    return [handler.type] if handler.type is not None else []
+
+
+MUTABLE = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
+MAKERS = {"list", "dict", "set", "deque", "defaultdict", "OrderedDict", "Counter", "bytearray", "Lock", "Event"}
+
+
+@pytest.mark.parametrize("file", SOURCES)
+def test_there_is_no_state_at_module_level(file: str) -> None:
+    """Tables in capitals are read only; nothing here changes them."""
+    tree = SOURCES[file]
+    tables: set[str] = set()
+    for node in tree.body:
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+            continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        names = {t.id for t in targets if isinstance(t, ast.Name)} - {"__all__"}
+        value = node.value
+        is_made = isinstance(value, ast.Call) and dotted(value.func).split(".")[-1] in MAKERS
+        if isinstance(value, MUTABLE) or is_made:
+            assert not [n for n in names if not n.lstrip("_").isupper()], f"{file}:{node.lineno}: a mutable {names}"
+            tables |= names
+    changes = [n for n in ast.walk(tree) if isinstance(n, ast.Global) or changes_one_of(n, tables)]
+    assert not changes, [f"{file}:{n.lineno}" for n in changes if isinstance(n, ast.stmt | ast.expr)]
+
+
+CHANGERS = {"append", "add", "update", "pop", "popitem", "clear", "remove", "discard", "extend", "insert", "setdefault"}
+
+
+def changes_one_of(node: ast.AST, tables: set[str]) -> bool:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CHANGERS:
+        return isinstance(node.func.value, ast.Name) and node.func.value.id in tables
+    if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store | ast.Del):
+        return isinstance(node.value, ast.Name) and node.value.id in tables
+    return False
