@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from enginerouter.swap.settle import READ_EVERY_S, Question, Reading, largest_known, verdict
+from enginerouter.swap.held import largest_known
+from enginerouter.swap.settle import READ_EVERY_S, Question, Reading, verdict
 
 GIB = 1024**3
 Curve = Callable[[float], float]

@@ -17,18 +17,15 @@ from enginerouter.engines.base import Engine
 from enginerouter.errors import (
     EngineCrashed,
     EngineFailed,
-    EngineStalled,
     FreeFailed,
     LeaseCut,
-    Pinned,
     QueueFull,
     QueueTimedOut,
     RouterError,
     ShuttingDown,
-    StartCircuitOpen,
 )
 from enginerouter.slots import SlotId
-from enginerouter.swap import circuit, eta, policy
+from enginerouter.swap import circuit, eta, lookout, policy, words
 from enginerouter.swap.eviction import CannotFit, plan_eviction
 from enginerouter.swap.memory import MemorySource
 from enginerouter.swap.model import (
@@ -107,7 +104,10 @@ class Coordinator:
         for slot in self._slots.values():
             slot.is_wanted = slot.spec.is_preloaded and slot.phase is Phase.COLD
         self._has_started = True
-        self._tasks.spawn(self._look_after(), "look after leases")
+        watch = lookout.look_after(
+            self._slots.values(), self._engines, self._memory, self._rules, self._now, self._turn
+        )
+        self._tasks.spawn(watch, "look after leases")
         for lane in self._lanes:
             self._dispatch(lane)
 
@@ -190,7 +190,7 @@ class Coordinator:
         if is_explicit:
             slot.circuit = circuit.CLOSED
         elif _may_not_start(slot, now):
-            raise _circuit_open(slot, now)
+            raise words.circuit_open(slot, now)
         elif self._queued >= self._rules.max_queued:
             raise QueueFull(
                 f"{self._queued} requests are waiting already (max_queued_requests); try again later",
@@ -317,19 +317,15 @@ class Coordinator:
         """Since the background loop last turned: what `/health` and the watchdog judge by."""
         return self._now() - self._turned_at
 
+    def _turn(self) -> None:
+        self._turned_at = self._now()
+
     def eta_s(self, slot_id: SlotId) -> float:
         return eta.until_ready_s(self._slots[slot_id], self._lane_of[slot_id], self._rules, self._now())
 
     def progress(self, slot_id: SlotId) -> str:
         """What a waiter for the slot is waiting for, in a few words: `swap starting llama 12s`."""
-        slot, lane, now = self._slots[slot_id], self._lane_of[slot_id], self._now()
-        swap = lane.swap
-        if swap is not None and swap.plan.target == slot_id:
-            return f"swap {swap.step} {slot_id} {now - swap.step_since:.0f}s"
-        ahead = swap.plan.target if swap is not None and swap.plan.target is not None else None
-        behind = ahead or next((s.id for s in lane.residents()), None)
-        oldest = slot.queue[0].arrived_at if slot.queue else now
-        return f"queued {slot_id} behind {behind} {now - oldest:.0f}s" if behind else f"queued {slot_id}"
+        return words.progress(self._slots[slot_id], self._lane_of[slot_id], self._now())
 
     def __repr__(self) -> str:
         slots = ", ".join(
@@ -347,7 +343,7 @@ class Coordinator:
         now = self._now()
         for slot in lane.slots.values():
             if slot.queue and _may_not_start(slot, now):
-                self._reject(slot, _circuit_open(slot, now))
+                self._reject(slot, words.circuit_open(slot, now))
             while ticket := policy.grantable(slot):
                 slot.queue.popleft()
                 self._queued -= 1
@@ -374,13 +370,13 @@ class Coordinator:
             if isinstance(said, policy.Begin):
                 self._begin(lane, said.plan, now)
                 return None
-            self._reject(said.slot, _pinned(said.slot, said.pinned))
+            self._reject(said.slot, words.pinned(said.slot, said.pinned))
 
     def _refuse_if_pinned(self, slot: Slot, lane: Lane) -> None:
         try:
             policy.in_the_way(slot, lane, self._rules)
         except CannotFit as blocked:
-            self._reject(slot, _pinned(slot, blocked.pinned))
+            self._reject(slot, words.pinned(slot, blocked.pinned))
 
     def _expire(self, lane: Lane, now: float) -> None:
         limit = self._rules.queue_timeout_s
@@ -482,7 +478,7 @@ class Coordinator:
                 in_flight_at_start=swap.in_flight_at_start,
                 error=message,
             )
-            _log_report(report)
+            words.log_report(report)
             self._observer.swap_ended(report)
         if not self._is_closing:
             self._dispatch(lane)
@@ -527,67 +523,11 @@ class Coordinator:
         for ticket in tickets:
             _fail(ticket, error)
 
-    # --- the background loop
-
-    async def _look_after(self) -> None:
-        """Once a second: note available memory, and look at engines that have been silent for long."""
-        while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            self._turned_at = self._now()
-            if serving := [s for s in self._slots.values() if s.phase in (Phase.READY, Phase.DRAINING)]:
-                available = self._memory.available()
-                for slot in serving:
-                    slot.before_end_bytes = available
-            for slot in self._slots.values():
-                if slot.leases:
-                    try:
-                        await self._look_at(slot)
-                    except Exception:  # a background task's edge: one bad look does not end the looking
-                        log.exception("looking at %s broke", slot.id)
-
-    async def _look_at(self, slot: Slot) -> None:
-        rules, now = self._rules, self._now()
-        if rules.stall_timeout_s is not None:
-            for lease in [le for le in slot.leases if now - le.last_byte_at >= (rules.stall_timeout_s or 0)]:
-                lease.cut(
-                    EngineStalled(
-                        slot.id.engine,
-                        f"{slot.id} sent nothing for {rules.stall_timeout_s:g} s (upstream_stall_timeout_s)",
-                    )
-                )
-        silent = [le for le in slot.leases if now - le.last_byte_at >= rules.frozen_after_s]
-        if not silent:
-            return
-        try:
-            state = await self._engines[slot.id.engine].stopped_state(slot.id)
-        except RouterError as error:
-            state = error.message
-        if state is not None and slot.phase in (Phase.READY, Phase.DRAINING):
-            for lease in silent:
-                lease.cut(EngineStalled(slot.id.engine, f"{slot.id} does not answer: {state}"))
-
 
 def _may_not_start(slot: Slot, now: float) -> bool:
     """Whether the start circuit stands between the slot and whoever wants it; a resident slot is used all the same."""
     is_down = slot.phase is Phase.COLD or slot.phase in NOTHING_TO_DRAIN or slot.phase in ON_ITS_WAY_OUT
     return is_down and slot.circuit.is_open(now)
-
-
-def _circuit_open(slot: Slot, now: float) -> StartCircuitOpen:
-    wait = slot.circuit.open_until - now
-    return StartCircuitOpen(
-        f"{slot.id} failed to start {slot.circuit.failures} times in a row and is left alone for another "
-        f"{wait:.0f} s; the last time: {slot.circuit.reason} – POST /admin/reset tries it at once",
-        retry_after_s=wait,
-    )
-
-
-def _pinned(slot: Slot, pinned: Iterable[Slot]) -> Pinned:
-    names = ", ".join(str(s.id) for s in pinned)
-    return Pinned(
-        f"{slot.id} cannot be loaded: {names} is pinned in memory; unload it first "
-        "(POST /admin/unload) or take the pin out of the configuration"
-    )
 
 
 def _is_under_way(slot: Slot, lane: Lane) -> bool:
@@ -612,14 +552,3 @@ def _lanes(slots: Iterable[Slot]) -> list[Lane]:
         else:
             lanes.append(Lane({slot.id: slot}))
     return [Lane(shared), *lanes] if shared else lanes
-
-
-def _log_report(report: SwapReport) -> None:
-    steps = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report.seconds.items())
-    freed = ", ".join(map(str, report.freed)) or "nothing"
-    level = logging.INFO if report.result in ("ok", "called_off", "ended") else logging.WARNING
-    what = f"swap to {report.plan.target}" if report.plan.target else f"unload ({report.plan.reason})"
-    log.log(
-        level, "%s: %s after %.2f s – freed %s; %s%s",
-        what, report.result, report.total_s, freed, steps, f"; {report.error}" if report.error else "",
-    )  # fmt: skip

@@ -92,9 +92,3 @@ def _is_flat(readings: Sequence[Reading]) -> bool:
         if last.at - reading.at >= PLATEAU_S:
             return last.available - reading.available < PLATEAU_RISE_BYTES
     return False
-
-
-def largest_known(*estimates: int | None) -> int | None:
-    """What a slot holds, from all that is known of it: the largest, or None if nothing is."""
-    known = [e for e in estimates if e is not None]
-    return max(known) if known else None

@@ -17,6 +17,7 @@ from enginerouter.engines.base import Engine
 from enginerouter.errors import EngineBusy, EngineFailed, FreeFailed, LeaseCut, RouterError, StartFailed
 from enginerouter.swap import drain, policy
 from enginerouter.swap.eviction import CannotFit, further
+from enginerouter.swap.held import describe, gib, learn_came_back, note_held
 from enginerouter.swap.memory import MemorySource
 from enginerouter.swap.model import Lane, Lease, Rules, Slot, Swap
 from enginerouter.swap.phases import NOTHING_TO_DRAIN, Event, Phase
@@ -26,7 +27,6 @@ from enginerouter.swap.settle import (
     Reading,
     Settled,
     Verdict,
-    largest_known,
     verdict,
 )
 from enginerouter.tasks import TaskGroup
@@ -201,7 +201,7 @@ class Walk:
         if not any(s.phase is Phase.SETTLING for s in self._lane.slots.values()):
             self._before = before
         for slot, bytes_now in zip(slots, own, strict=True):
-            _note_held(slot, bytes_now if isinstance(bytes_now, int) else None, before)
+            note_held(slot, bytes_now if isinstance(bytes_now, int) else None, before)
             self._a.move(slot, Event.FREE, self._why())
         results = await asyncio.gather(*(self._engine(s).stop(s.id) for s in slots), return_exceptions=True)
         failures: list[FreeFailed] = []
@@ -233,7 +233,7 @@ class Walk:
         level = logging.WARNING if settled.verdict is Verdict.TIMEOUT else logging.INFO
         log.log(level, "memory of %s: %s", names, describe(settled))
         for slot in freed:
-            _learn_came_back(slot, settled, is_alone=len(freed) == 1)
+            learn_came_back(slot, settled, is_alone=len(freed) == 1)
             self._a.move(slot, Event.SETTLED, settled.verdict.value)
 
     async def _settled(self, held: int | None, need: int | None) -> Settled:
@@ -378,59 +378,8 @@ class Walk:
                 await self._lane.changed.wait()
 
 
-def _note_held(slot: Slot, own_bytes: int | None, available: int | None) -> None:
-    """Note, just before a slot is stopped, what of its memory is still missing from `available`.
-
-    A ready slot: the largest known of its own pages, what came back last time, and (the first time) the drop its start
-    made. One that was starting: what availability has fallen by since. One that crashed or would not go: what was
-    known of it, less what came back since the last reading before its end.
-    """
-    earlier, slot.before_end_bytes = slot.before_end_bytes, available
-    if slot.phase is Phase.STARTING:
-        drop = _fall(slot.before_start_bytes, available)
-        slot.missing_bytes = largest_known(own_bytes, drop)
-        return
-    first_drop = slot.drop_bytes if slot.learned.came_back_bytes is None else None
-    held = largest_known(own_bytes, slot.learned.came_back_bytes, first_drop)
-    if slot.phase in NOTHING_TO_DRAIN:
-        if slot.phase is Phase.STUCK:
-            held = largest_known(own_bytes, slot.missing_bytes)
-        back = _fall(available, earlier)
-        slot.missing_bytes = own_bytes if held is None or back is None else max(own_bytes or 0, held - back)
-        slot.drop_bytes = None  # what comes back now is only the rest: nothing to learn from
-        return
-    slot.missing_bytes = held
-    if held is not None:
-        slot.learned.held_bytes = own_bytes if own_bytes is not None else held
-
-
 def _free_failed(slot: Slot, error: BaseException) -> FreeFailed:
     if isinstance(error, FreeFailed):
         return error
     log.error("stopping %s broke", slot.id, exc_info=error)
     return FreeFailed(slot.id.engine, f"{slot.id} could not be stopped: {error!r}")
-
-
-def _fall(before: int | None, after: int | None) -> int | None:
-    return None if before is None or after is None else max(0, before - after)
-
-
-def _learn_came_back(slot: Slot, settled: Settled, *, is_alone: bool) -> None:
-    """What came back replaces the estimate – where it can be told apart, and was waited for to the end."""
-    if not is_alone or settled.came_back is None or slot.drop_bytes is None:
-        return
-    if settled.verdict is Verdict.RECOVERED:
-        # The wait ends a little below the estimate; learning that little less each time would wear it away.
-        slot.learned.came_back_bytes = max(settled.came_back, settled.held or 0)
-    elif settled.verdict in (Verdict.PLATEAU, Verdict.TIMEOUT):
-        slot.learned.came_back_bytes = settled.came_back
-
-
-def describe(settled: Settled) -> str:
-    held = "unknown" if settled.held is None else gib(settled.held)
-    back = "unknown" if settled.came_back is None else gib(settled.came_back)
-    return f"{settled.verdict.value} after {settled.seconds:.2f} s ({back} came back, {held} was held)"
-
-
-def gib(size: int) -> str:
-    return f"{size / 1024**3:.2f} GiB"

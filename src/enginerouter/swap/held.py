@@ -1,0 +1,64 @@
+"""What a slot holds, what of it is still missing, and what its settle teaches. Plain functions over plain data."""
+
+from __future__ import annotations
+
+from enginerouter.swap.model import Slot
+from enginerouter.swap.phases import NOTHING_TO_DRAIN, Phase
+from enginerouter.swap.settle import Settled, Verdict
+
+
+def largest_known(*estimates: int | None) -> int | None:
+    """What a slot holds, from all that is known of it: the largest, or None if nothing is."""
+    known = [e for e in estimates if e is not None]
+    return max(known) if known else None
+
+
+def note_held(slot: Slot, own_bytes: int | None, available: int | None) -> None:
+    """Note, just before a slot is stopped, what of its memory is still missing from `available`.
+
+    A ready slot: the largest known of its own pages, what came back last time, and (the first time) the drop its start
+    made. One that was starting: what availability has fallen by since. One that crashed or would not go: what was
+    known of it, less what came back since the last reading before its end.
+    """
+    earlier, slot.before_end_bytes = slot.before_end_bytes, available
+    if slot.phase is Phase.STARTING:
+        drop = _fall(slot.before_start_bytes, available)
+        slot.missing_bytes = largest_known(own_bytes, drop)
+        return
+    first_drop = slot.drop_bytes if slot.learned.came_back_bytes is None else None
+    held = largest_known(own_bytes, slot.learned.came_back_bytes, first_drop)
+    if slot.phase in NOTHING_TO_DRAIN:
+        if slot.phase is Phase.STUCK:
+            held = largest_known(own_bytes, slot.missing_bytes)
+        back = _fall(available, earlier)
+        slot.missing_bytes = own_bytes if held is None or back is None else max(own_bytes or 0, held - back)
+        slot.drop_bytes = None  # what comes back now is only the rest: nothing to learn from
+        return
+    slot.missing_bytes = held
+    if held is not None:
+        slot.learned.held_bytes = own_bytes if own_bytes is not None else held
+
+
+def _fall(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None else max(0, before - after)
+
+
+def learn_came_back(slot: Slot, settled: Settled, *, is_alone: bool) -> None:
+    """What came back replaces the estimate – where it can be told apart, and was waited for to the end."""
+    if not is_alone or settled.came_back is None or slot.drop_bytes is None:
+        return
+    if settled.verdict is Verdict.RECOVERED:
+        # The wait ends a little below the estimate; learning that little less each time would wear it away.
+        slot.learned.came_back_bytes = max(settled.came_back, settled.held or 0)
+    elif settled.verdict in (Verdict.PLATEAU, Verdict.TIMEOUT):
+        slot.learned.came_back_bytes = settled.came_back
+
+
+def describe(settled: Settled) -> str:
+    held = "unknown" if settled.held is None else gib(settled.held)
+    back = "unknown" if settled.came_back is None else gib(settled.came_back)
+    return f"{settled.verdict.value} after {settled.seconds:.2f} s ({back} came back, {held} was held)"
+
+
+def gib(size: int) -> str:
+    return f"{size / 1024**3:.2f} GiB"
