@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from enginerouter.slots import SlotId
 from enginerouter.swap.eviction import CannotFit, further, plan_eviction
 from enginerouter.swap.model import Lease, Rules, Slot, SlotSpec
 from enginerouter.swap.phases import Phase
@@ -118,6 +119,15 @@ def test_a_pin_gives_way_to_an_explicit_unload():
     leaving = slot("a", pinned=True)
     leaving.is_unload_wanted = True
     assert plan(target(), [leaving], Rules()) == ["a"]
+
+
+def test_two_slots_of_one_engine_never_stay_together():
+    """Neither a budget nor `together` lets an engine hold two of its models at once: changing it is a reload."""
+    other = Slot(SlotSpec(SlotId("e", "other"), need_bytes=GIB), phase=Phase.READY)
+    small = slot("small", 1)
+    wanted = Slot(SlotSpec(SlotId("e", "wanted"), need_bytes=GIB))
+    assert plan(wanted, [other, small], budget(100)) == ["e/other"]
+    assert plan(wanted, [other, small], budget(100, "e small")) == ["e/other"]
 
 
 def test_what_is_broken_goes_first_and_always():

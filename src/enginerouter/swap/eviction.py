@@ -27,12 +27,15 @@ def plan_eviction(target: Slot, residents: Iterable[Slot], rules: Rules) -> list
     Then idle longest first, never pinned, never busy while another choice exists; at the end every member that turns
     out not to be needed is taken out of the plan again. Raises CannotFit.
     """
-    others = [s for s in residents if s is not target]
     broken = [s for s in residents if s.phase in NOTHING_TO_DRAIN]
-    sound = [s for s in others if s.phase not in NOTHING_TO_DRAIN and s.phase not in ON_ITS_WAY_OUT]
+    sound = [
+        s for s in residents if s is not target and s.phase not in NOTHING_TO_DRAIN and s.phase not in ON_ITS_WAY_OUT
+    ]
     best: list[Slot] | None = None
     in_the_way: list[Slot] = []
-    for company in _companies(target, sound, rules):
+    # The slots of one engine never stay together: changing the model is what makes them slots.
+    others = [s for s in sound if s.id.engine != target.id.engine]
+    for company in _companies(target, others, rules):
         pinned = [s for s in sound if stays(s) and s not in company]
         if pinned:
             in_the_way = in_the_way or pinned
