@@ -83,6 +83,7 @@ class FakeEngine:
     def __init__(self, name: str, memory: FakeMemory | None = None) -> None:
         self._name = name
         self.server = FakeEngineServer(name)
+        self.host = "127.0.0.1"
         self.starting = Gate()
         self.stopping = Gate()
         self.checking = Gate()
@@ -103,7 +104,7 @@ class FakeEngine:
         return self._name
 
     def address(self, slot: SlotId) -> str:
-        return f"http://127.0.0.1:{self.server.port}"
+        return f"http://{self.host}:{self.server.port}"
 
     def watch(self, on_exit: OnExit) -> None:
         self._on_exit = on_exit

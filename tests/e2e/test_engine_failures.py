@@ -344,8 +344,22 @@ async def test_an_engine_that_refuses_connections_is_named_with_its_address(make
     assert f"a refuses connections at http://127.0.0.1:{router.engines['a'].server.port}" in answer.error["message"]
 
 
-async def test_an_engine_that_answers_before_it_has_the_whole_request_is_heard(make_router: MakeRouter) -> None:
+@pytest.mark.parametrize("size", [100_000, 3_000_000, 20_000_000])
+async def test_an_engine_that_refuses_before_it_has_read_the_request_is_heard(
+    make_router: MakeRouter, size: int
+) -> None:
     router = await make_router()
-    router.engines["a"].server.script = sse(event("x"), DONE)
-    answer = await router.ask(chat(stream=True, pad="x" * 3_000_000))
-    assert answer.body == event("x") + DONE
+    server = router.engines["a"].server
+    server.reads_bodies = False
+    server.script = [*ok(b'{"error":{"message":"too long"}}', status=413), 0.1, CLOSE]
+    answer = await router.ask(chat(pad="x" * size))
+    assert (answer.status, answer.error["message"]) == (413, "too long")
+
+
+@pytest.mark.parametrize("stream", [event("Hel") + event("lo") + DONE, b"data: 1\r\n\r\n", b"data: [DONE]\n", b"data"])
+async def test_a_stream_of_single_bytes_arrives_whole(routed: RouterUnderTest, stream: bytes) -> None:
+    """Also one whose last event has no blank line behind it."""
+    routed.engines["a"].server.script = sse(*(bytes([b]) for b in stream))
+    answer = await routed.ask(chat(stream=True))
+    assert answer.is_whole
+    assert answer.body == stream
