@@ -75,13 +75,14 @@ def load_text(
     draft = _build(source, Converter(source, base_dir), base_dir, environ)
     check_config(draft, report)
     if report.errors:
-        raise ConfigError(_in_order(report.errors))
+        raise ConfigError(_in_order(report.errors, file))
     warn_unserved(draft.config, report)
-    return Loaded(draft.config, tuple(_in_order(report.warnings)))
+    return Loaded(draft.config, tuple(_in_order(report.warnings, file)))
 
 
-def _in_order(problems: list[Problem]) -> list[Problem]:
-    return sorted(problems, key=lambda problem: problem.line or 0)
+def _in_order(problems: list[Problem], file: str) -> list[Problem]:
+    """By line; those of other files (manifests) after those of this one."""
+    return sorted(problems, key=lambda p: (p.file != file, p.file or "", p.line or 0))
 
 
 def _report_unset(source: Source) -> None:
