@@ -13,11 +13,11 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from enginerouter.engines.base import Engine
+from enginerouter.engines.base import Engine, Sleeper
 from enginerouter.errors import EngineBusy, EngineFailed, FreeFailed, LeaseCut, RouterError, StartFailed
 from enginerouter.swap import drain, policy
 from enginerouter.swap.eviction import CannotFit, further
-from enginerouter.swap.held import describe, gib, learn_came_back, note_held
+from enginerouter.swap.held import describe, gib, learn_came_back, note_held, note_kept
 from enginerouter.swap.memory import MemorySource
 from enginerouter.swap.model import Lane, Lease, Rules, Slot, Swap
 from enginerouter.swap.phases import NOTHING_TO_DRAIN, Event, Phase
@@ -168,7 +168,7 @@ class Walk:
 
     def _call_off_if_unwanted(self, victims: Sequence[Slot]) -> None:
         reason = self._swap.plan.reason
-        if self._target is not None and not self._target.queue and reason != "preload":
+        if self._target is not None and not self._target.queue and reason == "request":
             self._reopen(victims, "nobody waits any more")
             raise CalledOff("called_off")
         if self._target is None and reason == "idle" and any(v.queue for v in victims):
@@ -204,17 +204,24 @@ class Walk:
             note_held(slot, bytes_now if isinstance(bytes_now, int) else None, before)
             self._a.move(slot, Event.FREE, self._why())
         results = await asyncio.gather(*(self._engine(s).stop(s.id) for s in slots), return_exceptions=True)
+        kept = await asyncio.gather(*(self._kept(s) for s in slots), return_exceptions=True)
         failures: list[FreeFailed] = []
-        for slot, result in zip(slots, results, strict=True):
+        for slot, result, kept_bytes in zip(slots, results, kept, strict=True):
             if isinstance(result, BaseException):
                 failures.append(_free_failed(slot, result))
                 self._a.move(slot, Event.NOT_GONE, failures[-1].message)
             else:
                 self._swap.freed.append(slot.id)
+                note_kept(slot, kept_bytes if isinstance(kept_bytes, int) else 0)
                 self._a.move(slot, Event.GONE, "")
         if failures:
             await self._settle(None)
             raise failures[0]
+
+    async def _kept(self, slot: Slot) -> int:
+        """What a freed slot holds on to: nothing, unless it only sleeps."""
+        engine = self._engine(slot)
+        return (await engine.held_bytes(slot.id) or 0) if isinstance(engine, Sleeper) else 0
 
     # --- settle
 
