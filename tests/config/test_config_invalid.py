@@ -140,6 +140,12 @@ INVALID = [
         "already a model of engine 'b'",
     ),
     (process("start_cmd: 'x {port} {model}'\nmanifest: /nowhere/m.yaml"), 5, "engines.a.manifest", "no file"),
+    (
+        process("start_cmd: docker run --slot-save-path /kv {port}\nstop_cmd: docker stop x\nkeep_slots: on"),
+        6,
+        "engines.a.keep_slots",
+        "not in a container",
+    ),
     (process(STARTED + "keep_slots: true"), 5, "engines.a.keep_slots", "'--slot-save-path FOLDER'"),
     ("engines: {a: {type: remote}}", 1, "engines.a", "'base_url' is missing"),
     ("engines: {a: {type: systemd_unit, base_url: 'http://h'}}", 1, "engines.a", "'unit' is missing"),

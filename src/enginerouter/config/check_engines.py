@@ -16,6 +16,7 @@ from enginerouter.config.report import At, Report, did_you_mean
 
 # llama.cpp: the folder that slots are saved in.
 SLOT_FOLDER_FLAG: Final = "--slot-save-path"
+_CONTAINERS: Final = ("docker", "podman", "nerdctl")
 
 
 def check_engines(draft: Draft, report: Report) -> None:
@@ -60,7 +61,7 @@ def _check_process(settings: GenericProcess, at: At, report: Report) -> None:
             "give 'base_url', or '{port}' in start_cmd",
             "without base_url a free port is chosen, and {port} tells the engine which",
         )
-    if PurePath(settings.start_cmd[0]).name in ("docker", "podman") and not settings.stop_cmd:
+    if PurePath(settings.start_cmd[0]).name in _CONTAINERS and not settings.stop_cmd:
         report.error(
             (*at, "start_cmd"),
             "a container needs a stop_cmd",
@@ -91,7 +92,10 @@ def _check_keep_slots(settings: GenericProcess, at: At, report: Report) -> None:
         any(f"--{flag.lstrip('-')}" == SLOT_FOLDER_FLAG for flag in profile.flags)
         for profile in settings.profiles.values()
     ]
-    if SLOT_FOLDER_FLAG not in flags and not (by_profile and all(by_profile)):
+    if PurePath(settings.start_cmd[0]).name in _CONTAINERS:
+        hint = "the folder in the container is not ours to look into"
+        report.error((*at, "keep_slots"), "needs a server that is not in a container", hint)
+    elif SLOT_FOLDER_FLAG not in flags and not (by_profile and all(by_profile)):
         report.error(
             (*at, "keep_slots"),
             f"needs '{SLOT_FOLDER_FLAG} FOLDER' in start_cmd",

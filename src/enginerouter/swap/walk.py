@@ -97,7 +97,7 @@ class Walk:
         if victims:
             await self._clear(victims)
         if self._target is not None:
-            await self._settle(self._target.expected_bytes)
+            await self._settle(await self._need(self._target))
             await self._start(self._target)
         else:
             await self._settle(None)
@@ -282,8 +282,13 @@ class Walk:
             await self._give_up(target, error)
             raise
 
-    async def _make_room(self, target: Slot) -> None:
+    async def _need(self, target: Slot) -> int | None:
+        """What its start is expected to take. One that sleeps has some of it already."""
         need = target.expected_bytes
+        return None if need is None else max(0, need - await self._kept(target))
+
+    async def _make_room(self, target: Slot) -> None:
+        need = await self._need(target)
         if need is None:
             return
         available = await self._owed_back(need)
