@@ -144,16 +144,10 @@ class Prober:
         if session is not None:
             await session.close()
 
-    async def warm_up(self, address: str, model: str) -> str:
-        """Ask for one token, so that the first client does not pay for what an engine puts off. Says how it went."""
+    async def warm_up(self, address: str, model: str, timeout_s: float) -> Reply:
+        """Ask for one token, so that the first client does not pay for what an engine puts off."""
         body = {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "hi"}]}
-        url = f"{address}/v1/chat/completions"
-        try:
-            async with self._open().post(url, json=body, headers=self._headers, allow_redirects=False) as response:
-                await response.read()
-                return f"status {response.status}"
-        except (aiohttp.ClientError, OSError) as error:
-            return printable(f"{type(error).__name__}: {error}")
+        return await self.call("POST", f"{address}/v1/chat/completions", body, timeout_s=timeout_s)
 
     async def call(self, method: str, url: str, body: object = None, *, timeout_s: float) -> Reply:
         """One call of ours to the engine. Never raises but when cancelled."""

@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 _LOOK_AFTER_EVERY_S = 2.0
 _LOOKS_PER_TREE_SCAN = 5
 _CONTAINER_PORT_TIMEOUT_S = 5.0
+_DEATH_SEEN_S = 0.25
 
 
 class GenericProcessEngine:
@@ -128,17 +129,18 @@ class GenericProcessEngine:
 
     async def _warm_up(self, child: Child) -> None:
         """One tiny request. An engine that refuses it (an embedder, say) is ready all the same; one that dies, not."""
-        asking = self._tasks.spawn(
-            self._prober.warm_up(child.launch.address, child.launch.slot.model or self._warmup_model),
-            f"warm up {self.name}",
-        )
-        limit_s = self._settings.start_timeout_s
+        limit_s, model = self._settings.start_timeout_s, child.launch.slot.model or self._warmup_model
+        work = self._prober.warm_up(child.launch.address, model, limit_s)
+        asking = self._tasks.spawn(work, f"warm up {child.launch.slot}")
         try:
             either: set[asyncio.Future[Any]] = {asking, child.exited}
-            await asyncio.wait(either, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not child.has_exited and asking.result().status == 0:
+                # Of one that dies the connection breaks a moment before its end is seen.
+                await asyncio.wait([child.exited], timeout=_DEATH_SEEN_S)
             if child.has_exited:
                 raise await died_starting(child)
-            log.info("engine %r: warm-up: %s", self.name, asking.result() if asking.done() else "no answer in time")
+            log.info("engine %r: warm-up: %s", self.name, asking.result().saw)
         finally:
             asking.cancel()
 

@@ -203,20 +203,24 @@ class Walk:
         for slot, bytes_now in zip(slots, own, strict=True):
             note_held(slot, bytes_now if isinstance(bytes_now, int) else None, before)
             self._a.move(slot, Event.FREE, self._why())
-        results = await asyncio.gather(*(self._engine(s).stop(s.id) for s in slots), return_exceptions=True)
-        kept = await asyncio.gather(*(self._kept(s) for s in slots), return_exceptions=True)
+        results = await asyncio.gather(*(self._stop(s) for s in slots), return_exceptions=True)
         failures: list[FreeFailed] = []
-        for slot, result, kept_bytes in zip(slots, results, kept, strict=True):
+        for slot, result in zip(slots, results, strict=True):
             if isinstance(result, BaseException):
                 failures.append(_free_failed(slot, result))
                 self._a.move(slot, Event.NOT_GONE, failures[-1].message)
             else:
                 self._swap.freed.append(slot.id)
-                note_kept(slot, kept_bytes if isinstance(kept_bytes, int) else 0)
+                note_kept(slot, result)
                 self._a.move(slot, Event.GONE, "")
         if failures:
             await self._settle(None)
             raise failures[0]
+
+    async def _stop(self, slot: Slot) -> int:
+        """Gives what it keeps all the same."""
+        await self._engine(slot).stop(slot.id)
+        return await self._kept(slot)
 
     async def _kept(self, slot: Slot) -> int:
         """What a freed slot holds on to: nothing, unless it only sleeps."""
