@@ -27,6 +27,7 @@ def process(keys: str) -> str:
 
 
 STARTED = "start_cmd: [x, '{port}']\n"
+PROFILED = "start_cmd: 'x {port} {model}'\nprofiles: {p: {model: m}}\n"
 
 # (text, line, path, part of the message with its hint)
 INVALID = [
@@ -108,6 +109,44 @@ INVALID = [
     (process("start_cmd: [docker, run, x, '{port}']"), 4, "engines.a.start_cmd", "stop_cmd: [docker, stop, NAME]"),
     (process("start_cmd: [/usr/bin/podman, run, '{port}']"), 4, "engines.a.start_cmd", "needs a stop_cmd"),
     (process(STARTED + "profiles: {p: {model: m.gguf}}"), 4, "engines.a.start_cmd", "'{model}'"),
+    (
+        process("start_cmd: 'x {port} {model}'\nprofiles: {p: {model: m, flags: {c: 1}}}"),
+        4,
+        "engines.a.start_cmd",
+        "'{flags}'",
+    ),
+    (process(PROFILED + "pin: true"), 6, "engines.a.pin", "give pin to one of them"),
+    (process(PROFILED + "preload: true"), 6, "engines.a.preload", "give preload to one of them"),
+    (process(PROFILED + "served_models: [q]"), 6, "engines.a.served_models[0]", "serves these alone"),
+    (
+        process("start_cmd: 'x {port} {model} {flags}'\nprofiles: {p: {model: m, flags: {a: {b: c}}}}"),
+        5,
+        "engines.a.profiles.p.flags.a",
+        "must be text, a number, on/off, or a list",
+    ),
+    (process("start_cmd: 'x {port} {model}'\nprofiles: {' p': {model: m}}"), 5, "engines.a.profiles. p", "white space"),
+    (
+        process("start_cmd: 'x {port} {model}'\nprofiles: {p: {model: m, pin: on, idle_unload_s: 9}}"),
+        5,
+        "engines.a.profiles.p.pin",
+        "remove pin or idle_unload_s",
+    ),
+    (process(PROFILED.strip()) + "models: [{id: q, engine: a}]", 6, "models[0].id", "no profile of engine 'a'"),
+    (process(PROFILED.strip()) + "aliases: {p: a/p}", 6, "aliases.p", "also the id of a profile"),
+    (
+        process(PROFILED) + "  b: {type: ollama}\nmodels: [{id: p, engine: b}]",
+        5,
+        "engines.a.profiles.p",
+        "already a model of engine 'b'",
+    ),
+    (process("start_cmd: 'x {port} {model}'\nmanifest: /nowhere/m.yaml"), 5, "engines.a.manifest", "no file"),
+    (
+        process("start_cmd: docker run --slot-save-path /kv {port}\nstop_cmd: docker stop x\nkeep_slots: on"),
+        6,
+        "engines.a.keep_slots",
+        "not in a container",
+    ),
+    (process(STARTED + "keep_slots: true"), 5, "engines.a.keep_slots", "'--slot-save-path FOLDER'"),
     ("engines: {a: {type: remote}}", 1, "engines.a", "'base_url' is missing"),
     ("engines: {a: {type: systemd_unit, base_url: 'http://h'}}", 1, "engines.a", "'unit' is missing"),
     ("engines: {a: {type: remote, base_url: 'http://u:p@h'}}", 1, "engines.a.base_url", "must not contain a user"),

@@ -48,7 +48,8 @@ class Box:
 
     async def close(self) -> None:
         for engine in self.engines:
-            await engine.stop(SlotId(engine.name))
+            for slot in [SlotId(engine.name), *engine._children]:
+                await engine.end(slot)
             await engine.close()
         await self.state.close()
 

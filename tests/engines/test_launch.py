@@ -20,7 +20,7 @@ from enginerouter.engines.launch import (
 )
 from enginerouter.engines.process import GenericProcessEngine
 from enginerouter.engines.proctree import held_in_rollup
-from enginerouter.engines.registry import build_engine, build_engines
+from enginerouter.engines.registry import build_engines
 from enginerouter.errors import NotBuilt
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
@@ -131,11 +131,3 @@ async def test_enabled_engines_are_built_and_unbuilt_types_refused_by_name(tmp_p
     assert await cloud.held_bytes(slot) == 0
     assert await cloud.adopt() == []
     assert cloud.address(slot) == "http://x"
-
-
-async def test_an_engine_with_profiles_is_refused_by_name(tmp_path: Path) -> None:
-    state = StateFile(tmp_path / "state.json")
-    settings = GenericProcess(name="llama", start_cmd=("x",), manifest=Path("m.yaml"))
-    engine = build_engine(settings, state, tmp_path, SlotDirectory(state.router_id))
-    with pytest.raises(NotBuilt, match="profiles"):
-        await engine.check(SLOT, ())

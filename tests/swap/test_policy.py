@@ -241,7 +241,7 @@ def test_a_crashed_slot_is_cleared_away_though_nobody_waits():
 
 def test_a_preload_begins_only_where_it_evicts_nobody_and_nobody_waits():
     wanted = slot("p")
-    wanted.is_wanted = True
+    wanted.wish = "preload"
     assert begun(next_step(lane(wanted), RULES, NOW)) == "p"
     assert waits_until(next_step(lane(wanted, slot("a", Phase.READY)), RULES, NOW)) is None
     assert begun(next_step(lane(wanted, wait_for(slot("b"))), RULES, NOW)) == "b"

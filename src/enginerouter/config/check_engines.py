@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import combinations
 from pathlib import PurePath
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from enginerouter.config.draft import Draft
@@ -13,6 +13,10 @@ from enginerouter.config.engines import EngineSettings, GenericProcess, Ollama
 from enginerouter.config.forms import is_loopback
 from enginerouter.config.model import Config
 from enginerouter.config.report import At, Report, did_you_mean
+
+# llama.cpp: the folder that slots are saved in.
+SLOT_FOLDER_FLAG: Final = "--slot-save-path"
+_CONTAINERS: Final = ("docker", "podman", "nerdctl")
 
 
 def check_engines(draft: Draft, report: Report) -> None:
@@ -40,6 +44,10 @@ def _check_one(settings: EngineSettings, report: Report) -> None:
     if (settings.sleep_path is None) != (settings.wake_path is None):
         given = "sleep_path" if settings.sleep_path else "wake_path"
         report.error((*at, given), "sleep_path and wake_path must be given together")
+    if not isinstance(settings, GenericProcess):
+        for key in ("sleep_path", "keep_slots"):
+            if getattr(settings, key):
+                report.warn((*at, key), f"has no effect on engines of type {settings.type!r}")
 
 
 def _check_process(settings: GenericProcess, at: At, report: Report) -> None:
@@ -53,24 +61,46 @@ def _check_process(settings: GenericProcess, at: At, report: Report) -> None:
             "give 'base_url', or '{port}' in start_cmd",
             "without base_url a free port is chosen, and {port} tells the engine which",
         )
-    if PurePath(settings.start_cmd[0]).name in ("docker", "podman") and not settings.stop_cmd:
+    if PurePath(settings.start_cmd[0]).name in _CONTAINERS and not settings.stop_cmd:
         report.error(
             (*at, "start_cmd"),
             "a container needs a stop_cmd",
             "ending the client does not end the container; write stop_cmd: [docker, stop, NAME]",
         )
-    if (settings.profiles or settings.manifest) and "{model}" not in words:
+    _check_profiles(settings, words, at, report)
+    if settings.keep_slots:
+        _check_keep_slots(settings, at, report)
+
+
+def _check_profiles(settings: GenericProcess, words: str, at: At, report: Report) -> None:
+    profiles = settings.profiles.values()
+    if (profiles or settings.manifest) and "{model}" not in words:
         report.error((*at, "start_cmd"), "profiles need '{model}' in start_cmd")
-    for profile in settings.profiles.values():
-        place = (*at, "profiles", profile.id)
-        if profile.flags and "{flags}" not in words:
-            report.error((*place, "flags"), "flags need '{flags}' in start_cmd")
-        for flag, value in profile.flags.items():
-            items = value if isinstance(value, list) else [value]
-            if not flag or any(isinstance(item, list | dict) for item in items):
-                report.error((*place, "flags", flag), "a flag's value must be text, a number, on/off, or a list")
-        if profile.pin and profile.idle_unload_s is not None:
-            report.error((*place, "pin"), "a pinned profile is never unloaded", "remove pin or idle_unload_s")
+    if any(profile.flags for profile in profiles) and "{flags}" not in words:
+        report.error((*at, "start_cmd"), "profiles with flags need '{flags}' in start_cmd")
+    if not profiles:
+        return
+    for key in ("pin", "preload"):
+        if getattr(settings, key):
+            report.error((*at, key), f"an engine with profiles cannot have {key!r}", f"give {key} to one of them")
+
+
+def _check_keep_slots(settings: GenericProcess, at: At, report: Report) -> None:
+    flags = (word.partition("=")[0] for word in settings.start_cmd)
+    # A profile may bring the flag; each must then.
+    by_profile = [
+        any(f"--{flag.lstrip('-')}" == SLOT_FOLDER_FLAG for flag in profile.flags)
+        for profile in settings.profiles.values()
+    ]
+    if PurePath(settings.start_cmd[0]).name in _CONTAINERS:
+        hint = "the folder in the container is not ours to look into"
+        report.error((*at, "keep_slots"), "needs a server that is not in a container", hint)
+    elif SLOT_FOLDER_FLAG not in flags and not (by_profile and all(by_profile)):
+        report.error(
+            (*at, "keep_slots"),
+            f"needs '{SLOT_FOLDER_FLAG} FOLDER' in start_cmd",
+            "that is where llama-server may save its slots",
+        )
 
 
 # --- memory ------------------------------------------------------------------------------------------------
@@ -158,7 +188,13 @@ def _check_ports(config: Config, report: Report) -> None:
     for first, second in combinations(ours, 2):
         if _address(first) != _address(second):
             continue
-        if not (first.holds_memory and second.holds_memory) or _may_share(config, _least(first), _least(second)):
+        if first.sleep_path or second.sleep_path:
+            report.error(
+                ("engines", second.name, "base_url"),
+                f"engine {first.name!r} has the same address, and an engine that sleeps keeps its port",
+                "give one of them another port",
+            )
+        elif not (first.holds_memory and second.holds_memory) or _may_share(config, _least(first), _least(second)):
             report.error(
                 ("engines", second.name, "base_url"),
                 f"engine {first.name!r} has the same address, and both can run at the same time",

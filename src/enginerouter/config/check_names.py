@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from enginerouter.config.check_engines import is_surely_remote
 from enginerouter.config.draft import Draft
-from enginerouter.config.engines import EngineSettings, GenericProcess
+from enginerouter.config.engines import EngineSettings, GenericProcess, Profile
 from enginerouter.config.model import Alias, Config
 from enginerouter.config.report import At, Report, did_you_mean
 
@@ -51,6 +51,30 @@ def _check_models(draft: Draft, report: Report) -> None:
             where = f" on line {line}" if line else ""
             report.error((*at, "id"), f"the model {model.id!r} is already given{where}", "each id once")
         first.setdefault(model.id, n)
+        profiles = profiles_of(draft.config.engines.get(model.engine))
+        if profiles and model.id not in profiles and model.upstream_id not in profiles:
+            hint = did_you_mean(model.id, profiles) or "name one of them with id or upstream_id"
+            report.error((*at, "id"), f"{model.id!r} is no profile of engine {model.engine!r}", hint)
+    _check_profiles(draft.config, report)
+
+
+def _check_profiles(config: Config, report: Report) -> None:
+    """A profile is a model of its engine alone."""
+    owners = {model.id: model.engine for model in config.models}
+    for settings in config.engines.values():
+        for name in profiles_of(settings):
+            other = owners.setdefault(name, settings.name)
+            if other != settings.name:
+                at: At = ("engines", settings.name, "profiles", name)
+                report.error(at, f"{name!r} is already a model of engine {other!r}", "each id once")
+        for n, name in enumerate(settings.served_models):
+            if profiles_of(settings) and name not in profiles_of(settings):
+                at = ("engines", settings.name, "served_models", n)
+                report.error(at, "an engine with profiles serves these alone", "remove served_models")
+
+
+def profiles_of(settings: EngineSettings | None) -> Mapping[str, Profile]:
+    return settings.profiles if isinstance(settings, GenericProcess) else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +116,7 @@ def _collect(config: Config, engine_names: frozenset[str]) -> _Names:
     for model in config.models:
         owners.setdefault(model.id, config.engines.get(model.engine))
     for settings in config.engines.values():
-        profiles = settings.profiles if isinstance(settings, GenericProcess) else {}
-        for name in (*profiles, *settings.served_models):
+        for name in (*profiles_of(settings), *settings.served_models):
             owners.setdefault(name, settings)
     models = tuple(owners)
     for name, settings in config.engines.items():
@@ -109,8 +132,7 @@ def is_live(settings: EngineSettings) -> bool:
     """Whether an engine may serve models that the configuration does not name."""
     if not settings.enabled:
         return False
-    has_manifest = isinstance(settings, GenericProcess) and settings.manifest is not None
-    return settings.type in _LIVE_TYPES or settings.discover_models or has_manifest
+    return settings.type in _LIVE_TYPES or settings.discover_models
 
 
 def _check_alias(alias: Alias, names: _Names, report: Report) -> None:
@@ -119,6 +141,8 @@ def _check_alias(alias: Alias, names: _Names, report: Report) -> None:
         report.error(at, "an alias must have a name without white space around it")
     if any(alias.name == model.id for model in names.config.models):
         report.error(at, "is also the id of a model", "rename one of them")
+    elif any(alias.name in profiles_of(settings) for settings in names.config.engines.values()):
+        report.error(at, "is also the id of a profile", "rename one of them")
     if names.direct(alias.name):
         engine = alias.name.partition("/")[0]
         report.error(at, f"must not begin with the name of an engine ({engine + '/'!r})")
@@ -170,7 +194,7 @@ def _check_direct(direct: tuple[str, str], at: At, names: _Names, report: Report
         return
     elif names.owner(model) is not settings:
         ours = [declared.id for declared in names.config.models if declared.engine == engine]
-        ours += [*settings.served_models, *(settings.profiles if isinstance(settings, GenericProcess) else ())]
+        ours += [*settings.served_models, *profiles_of(settings)]
         report.error(at, f"engine {engine!r} has no model {model!r}", did_you_mean(model, ours))
 
 

@@ -101,15 +101,25 @@ class EngineSettings:
     trust_local: Annotated[bool, Key("Treat `base_url` as this machine, whatever its address.")] = False
     rollback: Annotated[bool, Key("Start this engine again if a swap away from it fails.")] = False
     keep_slots: Annotated[
-        bool, Key("llama.cpp: save the slots before the engine is freed and restore them after it starts.")
+        bool,
+        Key(
+            "llama.cpp: save the slots (what it has read of conversations) to the folder of `--slot-save-path` before "
+            "the process is freed, and restore them after it starts."
+        ),
     ] = False
     auto_restart: Annotated[bool, Key("Start it again at once after a crash, not at the next request.")] = False
     max_restarts: Annotated[int, Key(_CRASH_DOC, ge=1)] = 3
     sleep_path: Annotated[
         str | None,
-        Key("Path that puts the engine to sleep instead of stopping it (vLLM: `/sleep`).", form="path"),
+        Key(
+            "Path that puts a process to sleep instead of stopping it (vLLM: `/sleep?level=1`); `is_sleeping` beside "
+            "it is asked whether it does. What it keeps while it sleeps is not counted.",
+            form="path",
+        ),
     ] = None
-    wake_path: Annotated[str | None, Key("Path that wakes the engine (vLLM: `/wake_up`).", form="path")] = None
+    wake_path: Annotated[
+        str | None, Key("Path that wakes it again (vLLM: `/wake_up`); if that fails it is restarted.", form="path")
+    ] = None
     # A remote engine whose key is not set: chains pass it over, direct requests say so.
     unconfigured: bool = False
 
@@ -129,8 +139,9 @@ class Profile:
     flags: Annotated[
         Mapping[str, Any],
         Key(
-            "Launch flags, `{flags}` in `start_cmd`: `ctx-size: 8192` becomes `--ctx-size 8192`; on/off are "
-            "passed as such; null is a bare switch; a list repeats the flag.",
+            "Launch flags, `{flags}` in `start_cmd`: `ctx-size: 8192` becomes `--ctx-size 8192`, `c: 8192` "
+            "becomes `-c 8192`, and a name that begins with `-` stays as it is; on/off/yes/no become `on` or `off`; "
+            "null is a bare switch; a list repeats the flag; numbers stay as written.",
         ),
     ] = field(default_factory=dict)
     env: Annotated[
@@ -152,7 +163,7 @@ class GenericProcess(EngineSettings):
         tuple[str, ...],
         Key(
             "The command, as a list of arguments; one string is split like a shell would. No shell is run. "
-            "`{port}` becomes the port.",
+            "`{port}` becomes the port; with profiles `{model}`, `{id}` and `{flags}` become the profile's.",
             is_command=True,
             as_text=True,
             nonempty=True,
@@ -189,7 +200,13 @@ class GenericProcess(EngineSettings):
     profiles: Annotated[
         Mapping[str, Profile], Key("Models with their own launch flags; switching restarts the process.")
     ] = field(default_factory=dict)
-    manifest: Annotated[Path | None, Key("File that holds `profiles`; read again on reload.")] = None
+    manifest: Annotated[
+        Path | None,
+        Key(
+            "YAML or JSON file that holds `profiles`, at its top or under that key; model paths count from its "
+            "folder; `display_name` and `model_path` are accepted for `name` and `model`."
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

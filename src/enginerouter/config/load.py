@@ -76,12 +76,13 @@ def load_text(
     check_config(draft, report)
     warn_unserved(draft.config, report)
     if report.errors:
-        raise ConfigError(_in_order(report.errors), _in_order(report.warnings))
-    return Loaded(draft.config, tuple(_in_order(report.warnings)))
+        raise ConfigError(_in_order(report.errors, file), _in_order(report.warnings, file))
+    return Loaded(draft.config, tuple(_in_order(report.warnings, file)))
 
 
-def _in_order(problems: list[Problem]) -> list[Problem]:
-    return sorted(problems, key=lambda problem: problem.line or 0)
+def _in_order(problems: list[Problem], file: str) -> list[Problem]:
+    """By line; those of other files (manifests) after those of this one."""
+    return sorted(problems, key=lambda p: (p.file != file, p.file or "", p.line or 0))
 
 
 def _report_unset(source: Source) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from enginerouter.config.engines import ApiSwap, Ds4, EngineSettings, GenericProcess, Ollama, Remote, SystemdUnit
 from enginerouter.config.model import ApiKey, Model
+from enginerouter.config.profiles import with_profiles
 from enginerouter.config.report import At
 from enginerouter.config.source import Source
 
@@ -26,6 +27,8 @@ def finish_engine(
     settings = _with_api_key(settings, at, source, environ)
     if isinstance(settings, ApiSwap | Ollama) and settings.ready_path is None:
         settings = dataclasses.replace(settings, ready_path=settings.health_path)
+    if isinstance(settings, GenericProcess):
+        settings = with_profiles(settings, at, source, environ)
     return settings
 
 

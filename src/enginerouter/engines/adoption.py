@@ -14,6 +14,8 @@ from enginerouter.engines.launch import parse_marker
 from enginerouter.engines.proctree import ProcessKey, Snapshot
 
 SECTION = "launches"
+# Beside a record: its process was put to sleep.
+ASLEEP = "asleep"
 
 
 @dataclass(frozen=True, slots=True)

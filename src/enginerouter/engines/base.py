@@ -7,7 +7,7 @@ calls `start` and `stop` of one slot at the same time. All methods may be called
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from enginerouter.errors import EngineCrashed
 from enginerouter.slots import SlotId
@@ -45,7 +45,10 @@ class Engine(Protocol):
         """
 
     async def held_bytes(self, slot: SlotId) -> int | None:
-        """Bytes the slot holds that are not already called available, or None where that cannot be told."""
+        """Bytes the slot holds that are not already called available, or None where that cannot be told.
+
+        Also asked after `stop`: what is told then will not come back (a process that sleeps keeps some).
+        """
 
     async def stopped_state(self, slot: SlotId) -> str | None:
         """Why the slot cannot be serving (its process is stopped or gone), or None if it looks alive."""
@@ -58,3 +61,11 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """End what the engine object owns here (connections, watchers). Running engines are left alone."""
+
+
+@runtime_checkable
+class Sleeper(Protocol):
+    """An engine whose `stop` may leave a process asleep."""
+
+    async def end(self, slot: SlotId) -> None:
+        """`stop` for good, also of a slot that is asleep. Raises FreeFailed."""

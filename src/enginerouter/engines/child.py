@@ -100,7 +100,7 @@ class Tree:
 
 
 class Child:
-    """A running slot. `is_ready` and `is_stopping` are set by the engine, which alone owns it."""
+    """A running slot. `is_ready`, `is_stopping` and `is_asleep` are set by the engine, which alone owns it."""
 
     def __init__(
         self,
@@ -120,6 +120,7 @@ class Child:
         self.started_at = asyncio.get_running_loop().time()
         self.is_ready = False
         self.is_stopping = False
+        self.is_asleep = False
         # Who listens at its port, as far as that was seen when it became ready.
         self.listeners: frozenset[int] = frozenset()
         self._popen = popen

@@ -11,13 +11,14 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from enginerouter.config.engines import GenericProcess
+from enginerouter.config.engines import GenericProcess, Profile
 from enginerouter.engines.probe import ReadyRule
 from enginerouter.engines.proctree import MARKER
 from enginerouter.slots import SlotId
@@ -25,6 +26,10 @@ from enginerouter.slots import SlotId
 CHOSEN_HOST = "127.0.0.1"
 _NOT_INHERITED = ("NOTIFY_SOCKET", MARKER)
 _NOT_INHERITED_PREFIXES = ("WATCHDOG_", "LISTEN_")
+_PLACE = re.compile(r"\{(port|model|id|flags)\}")
+# `docker stop` gives a container this long where nothing else is said.
+_CONTAINER_GRACE_S = 10.0
+_GRACE_FLAGS = ("-t", "--time", "--timeout")
 _MODEL_FLAGS = ("-m", "--model", "--model-path", "--mmproj")
 # Programs that run the rest of the command somewhere else: its paths and processes are not of this machine.
 _CONTAINERS = ("docker", "podman", "nerdctl")
@@ -33,7 +38,10 @@ _ELSEWHERE = (*_CONTAINERS, "ssh", "kubectl", "wsl", "wsl.exe", "distrobox", "to
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """`env` are the additions to the router's own environment; `digest` tells whether a launch has changed."""
+    """`env` are the additions to the router's own environment; `digest` tells whether a launch has changed.
+
+    `model` is the profile's file, where the slot is a profile.
+    """
 
     slot: SlotId
     argv: tuple[str, ...]
@@ -47,17 +55,20 @@ class Launch:
     ready: ReadyRule
     is_container: bool
     digest: str
+    model: Path | None = None
 
 
 def plan_launch(settings: GenericProcess, slot: SlotId, base_dir: Path, chosen_port: int) -> Launch:
-    """`chosen_port` is used where the settings name no address."""
+    """`chosen_port` is used where the settings name no address. Raises KeyError for a profile that there is not."""
     address, host, port = address_of(settings, chosen_port)
+    profile = settings.profiles[slot.model] if slot.model is not None else None
+    said = _placeholders(profile, port)
 
     def fill(text: str) -> str:
-        return text.replace("{port}", str(port))
+        return _filled(text, said)
 
-    argv = tuple(_at_home(fill(word)) for word in settings.start_cmd)
-    env = {name: fill(value) for name, value in settings.env.items()}
+    argv = tuple(_at_home(word) for word in _command(settings.start_cmd, profile, said))
+    env = {name: fill(value) for name, value in {**settings.env, **(profile.env if profile else {})}.items()}
     return Launch(
         slot=slot,
         argv=argv,
@@ -71,12 +82,67 @@ def plan_launch(settings: GenericProcess, slot: SlotId, base_dir: Path, chosen_p
         ready=ReadyRule(
             url=address + settings.ready_path if settings.ready_path else "",
             status=settings.ready_status,
-            check=settings.ready_check,
+            check=fill(settings.ready_check),
             probe_timeout_s=settings.ready_probe_timeout_s,
         ),
         is_container=program(argv) in _CONTAINERS,
         digest=digest_of(argv, env, settings.cwd),
+        model=profile.model if profile else None,
     )
+
+
+# --- the placeholders of profiles ---------------------------------------------------------------------------
+
+
+def _placeholders(profile: Profile | None, port: int) -> dict[str, str]:
+    """What stands for `{port}` and, with a profile, for the others. `{flags}` inside a word is quoted for a shell."""
+    said = {"port": str(port)}
+    if profile is not None:
+        said |= {"model": str(profile.model), "id": profile.id}
+        said["flags"] = shlex.join(_filled(word, said) for word in flag_words(profile.flags))
+    return said
+
+
+def _filled(text: str, said: Mapping[str, str]) -> str:
+    """In one pass: what a value brings is not looked at again."""
+    return _PLACE.sub(lambda found: said.get(found[1], found[0]), text)
+
+
+def _command(words: Sequence[str], profile: Profile | None, said: Mapping[str, str]) -> Iterator[str]:
+    for word in words:
+        if word == "{flags}" and profile is not None:
+            yield from (_filled(flag, said) for flag in flag_words(profile.flags))
+        else:
+            yield _filled(word, said)
+
+
+def flag_words(flags: Mapping[str, object]) -> list[str]:
+    """`{"ctx-size": "8192", "c": "1", "-ngl": "99", "jinja": None}` → --ctx-size 8192 -c 1 -ngl 99 --jinja."""
+    words: list[str] = []
+    for name, value in flags.items():
+        flag = name if name.startswith("-") else f"-{name}" if len(name) == 1 else f"--{name}"
+        for item in value if isinstance(value, tuple) else (value,):
+            words += [flag] if item is None else [flag, str(item)]
+    return words
+
+
+def stop_timeout_s(launch: Launch, given_s: float) -> float:
+    """How long the stop may take: as configured, but a container always has the grace that its stop command names."""
+    if not launch.is_container:
+        return given_s
+    return max(given_s, container_grace_s(launch.stop_argv) + 5.0)
+
+
+def container_grace_s(stop_argv: Sequence[str]) -> float:
+    """What `docker stop -t N` (also `--time=N`, `-tN`) gives the container; without it, docker's own default."""
+    for word, following in zip(stop_argv, (*stop_argv[1:], ""), strict=True):
+        flag, equals, value = word.partition("=")
+        said = value if equals else following
+        if flag not in _GRACE_FLAGS:
+            flag, said = word[:2], word[2:]
+        if flag in _GRACE_FLAGS and said.isdigit():
+            return float(said)
+    return _CONTAINER_GRACE_S
 
 
 def address_of(settings: GenericProcess, chosen_port: int) -> tuple[str, str, int]:
@@ -141,6 +207,8 @@ def problems_of(launch: Launch, outer: Mapping[str, str]) -> str | None:
         there = (folder / binary).exists() if _has_folder(binary) else False
         what = " is not executable:" if there else " does not exist:" if _has_folder(binary) else where
         return f"the program {binary!r}{what} install it, or correct `start_cmd`"
+    if launch.model is not None and program(launch.argv) not in _ELSEWHERE and not launch.model.exists():
+        return f"the model file '{launch.model}' does not exist: correct the profile, or download the model"
     for path in model_paths(launch.argv):
         if not (folder / Path(path).expanduser()).exists():
             return f"the model file {path!r} does not exist: correct `start_cmd`, or download the model"

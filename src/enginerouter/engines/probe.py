@@ -40,6 +40,19 @@ class Answer:
     saw: str
 
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back of a call. `status` 0: nothing; `document`: its JSON, or None; `saw`: all of it in words."""
+
+    status: int
+    document: Any
+    saw: str
+
+    @property
+    def is_ok(self) -> bool:
+        return 200 <= self.status < 300
+
+
 def gap_s(elapsed_s: float) -> float:
     """Pause between two probes: a twentieth of the time since the start, so that waiting costs at most that much."""
     return min(_LONGEST_GAP_S, max(_SHORTEST_GAP_S, elapsed_s / 20))
@@ -131,19 +144,27 @@ class Prober:
         if session is not None:
             await session.close()
 
-    async def warm_up(self, address: str, model: str) -> int | str:
-        """Ask for one token, so that the first client does not pay for what an engine puts off.
-
-        Gives the status of the answer, or in words why there was none.
-        """
+    async def warm_up(self, address: str, model: str, timeout_s: float) -> Reply:
+        """Ask for one token, so that the first client does not pay for what an engine puts off."""
         body = {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "hi"}]}
-        url = f"{address}/v1/chat/completions"
+        return await self.call("POST", f"{address}/v1/chat/completions", body, timeout_s=timeout_s)
+
+    async def call(self, method: str, url: str, body: object = None, *, timeout_s: float) -> Reply:
+        """One call of ours to the engine. Never raises but when cancelled."""
         try:
-            async with self._open().post(url, json=body, headers=self._headers, allow_redirects=False) as response:
-                await response.read()
-                return response.status
-        except (aiohttp.ClientError, OSError) as error:
-            return printable(f"{type(error).__name__}: {error}")
+            async with asyncio.timeout(timeout_s):
+                options: dict[str, Any] = {} if body is None else {"json": body}
+                asking = self._open().request(method, url, headers=self._headers, allow_redirects=False, **options)
+                async with asking as response:
+                    raw = await response.content.read(_LONGEST_BODY)
+                    while more := await response.content.read(_LONGEST_BODY):
+                        raw = (raw + more)[:_LONGEST_BODY]
+        except TimeoutError:
+            return Reply(0, None, f"nothing within {timeout_s:.3g} s")
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return Reply(0, None, printable(f"{type(error).__name__}: {error}"))
+        text = raw[:200].decode(errors="replace")
+        return Reply(response.status, _json(raw), printable(f"status {response.status} {text}".rstrip()))
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None or self._session.closed:
@@ -164,6 +185,13 @@ class Prober:
                     break
                 body += more
             return judge(rule, response.status, body)
+
+
+def _json(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
 
 
 async def _knock(host: str, port: int) -> Answer:

@@ -1,7 +1,8 @@
 """The engine that is a process: launched, watched, ended and – after a hard end of the router – adopted.
 
 This class holds the children, by slot, and the order of steps. How a launch looks is in `launch`, the wait for ready
-in `starting`, the end in `ending`, who belongs to a tree in `proctree`, who holds a port in `directory`.
+in `starting`, the end in `ending`, who belongs to a tree in `proctree`, who holds a port in `directory`; sleep in
+place of the end in `sleeping`, what llama.cpp keeps over it in `keepslots`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from enginerouter.config.engines import GenericProcess
-from enginerouter.engines import adoption, ports, proctree
+from enginerouter.engines import adoption, keepslots, ports, proctree, sleeping
 from enginerouter.engines.adoption import LaunchRecord
 from enginerouter.engines.base import OnExit
 from enginerouter.engines.child import Child, Tree, spawn
@@ -29,6 +30,7 @@ from enginerouter.engines.launch import (
     new_marker,
     plan_launch,
     problems_of,
+    stop_timeout_s,
 )
 from enginerouter.engines.probe import Prober
 from enginerouter.engines.proctree import ProcessKey, Snapshot
@@ -42,9 +44,9 @@ log = logging.getLogger(__name__)
 
 _LOOK_AFTER_EVERY_S = 2.0
 _LOOKS_PER_TREE_SCAN = 5
-# How long after a broken connection its process may take to be seen dead.
-_DYING_S = 0.5
 _CONTAINER_PORT_TIMEOUT_S = 5.0
+# How long after a broken connection its process may take to be seen dead.
+_DEATH_SEEN_S = 0.5
 
 
 class GenericProcessEngine:
@@ -102,46 +104,68 @@ class GenericProcessEngine:
         if problem is not None:
             raise StartFailed(self.name, f"engine {self.name!r} cannot be started: {problem}", cause="file_missing")
         if self._settings.base_url is not None:
-            self._admit(launch, await self._directory.use_of(launch.host, launch.port), {*leaving, slot})
+            use = await self._directory.use_of(launch.host, launch.port)
+            self._admit(launch, use, {*leaving, slot, *self._asleep()})
 
     async def start(self, slot: SlotId) -> None:
-        await self.stop(slot)  # of a failed launch something may be left that nobody stopped
+        if await self._wake(slot):
+            return
+        await self.end(slot)  # of a failed launch something may be left that nobody stopped
+        if self._settings.base_url is not None:
+            for other in self._asleep():
+                await self.end(other)  # it keeps the port that all of this engine listen at
         port = ports.free_port(CHOSEN_HOST) if self._settings.base_url is None else 0
         launch = self._plan(slot, port)
         if self._settings.base_url is not None:
             await self._clear_port(launch)
+        if self._settings.keep_slots and (problem := await asyncio.to_thread(keepslots.make_folder, launch)):
+            log.warning("engine %r: its folder for slots cannot be made: %s", self.name, problem)
         child = self._spawn(launch)
         self._tasks.spawn(self._state.flush(), f"record {slot}")
         await wait_ready(child, self._prober, self._settings.start_timeout_s, self._tasks)
         if self._settings.warmup:
             await self._warm_up(child)
+        await self._restore_slots(child)
         child.is_ready = True
 
     async def _warm_up(self, child: Child) -> None:
         """One tiny request. An engine that refuses it (an embedder, say) is ready all the same; one that dies, not."""
-        asking = self._tasks.spawn(
-            self._prober.warm_up(child.launch.address, self._warmup_model), f"warm up {self.name}"
-        )
-        limit_s = self._settings.start_timeout_s
+        limit_s, model = self._settings.start_timeout_s, child.launch.slot.model or self._warmup_model
+        work = self._prober.warm_up(child.launch.address, model, limit_s)
+        asking = self._tasks.spawn(work, f"warm up {child.launch.slot}")
         try:
             either: set[asyncio.Future[Any]] = {asking, child.exited}
-            await asyncio.wait(either, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-            saw = asking.result() if asking.done() else "no answer in time"
-            if isinstance(saw, str):
-                # A connection that broke is often the first sign of a process that dies.
-                await asyncio.wait({child.exited}, timeout=_DYING_S)
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not child.has_exited and asking.result().status == 0:
+                # Of one that dies the connection breaks a moment before its end is seen.
+                await asyncio.wait([child.exited], timeout=_DEATH_SEEN_S)
             if child.has_exited:
                 raise await died_starting(child)
-            log.info("engine %r: the answer to its warm-up: %s", self.name, saw)
+            reply = asking.result()  # not its text: answers are never logged
+            log.info("engine %r: warm-up: %s", self.name, f"status {reply.status}" if reply.status else reply.saw)
         finally:
             asking.cancel()
 
     async def stop(self, slot: SlotId) -> None:
         child = self._children.get(slot)
-        if child is None:
+        if child is None or child.is_asleep:
             return
         child.is_stopping = True
-        left = await end_child(child, self._settings.stop_signal, self._settings.stop_timeout_s, self._tasks)
+        if child.is_ready and not child.has_exited:
+            if await self._send_to_sleep(child):
+                return
+            await self._save_slots(child)
+        await self._end(child)
+
+    async def end(self, slot: SlotId) -> None:
+        """`stop` without sleep, without keeping anything, and of what sleeps."""
+        if (child := self._children.get(slot)) is not None:
+            await self._end(child)
+
+    async def _end(self, child: Child) -> None:
+        child.is_stopping, child.is_asleep = True, False
+        slot, timeout_s = child.launch.slot, stop_timeout_s(child.launch, self._settings.stop_timeout_s)
+        left = await end_child(child, self._settings.stop_signal, timeout_s, self._tasks)
         if left:
             raise self._would_not_go(slot, left)
         await self._see_container_gone(child.launch)
@@ -149,6 +173,69 @@ class GenericProcessEngine:
         if self._children.get(slot) is child:
             del self._children[slot]
             self._state.put_entry(adoption.SECTION, str(slot), None)
+
+    # --- asleep instead of gone, and kept over the end ------------------------------------------------------
+
+    def _asleep(self) -> list[SlotId]:
+        return [slot for slot, child in self._children.items() if child.is_asleep]
+
+    async def _send_to_sleep(self, child: Child) -> bool:
+        """True if it sleeps now. If it will not, it is stopped as if it could not."""
+        sleep_path, slot = self._settings.sleep_path, child.launch.slot
+        if sleep_path is None:
+            return False
+        address, timeout_s = child.launch.address, self._settings.stop_timeout_s
+        problem = await sleeping.send_to_sleep(self._prober, address, sleep_path, timeout_s)
+        if problem or child.has_exited:
+            log.warning("engine %r does not sleep and is stopped: %s", str(slot), problem or "it exited")
+            return False
+        child.is_ready = child.is_stopping = False
+        self._note_asleep(child, True)
+        log.info("engine %r sleeps, process %d", str(slot), child.leader.pid)
+        return True
+
+    async def _wake(self, slot: SlotId) -> bool:
+        """True if it slept and is ready now. If it fails, what is left is for the caller to end."""
+        child = self._children.get(slot)
+        if child is None or not child.is_asleep:
+            return False
+        self._note_asleep(child, False)
+        sleep_path, wake_path = self._settings.sleep_path, self._settings.wake_path
+        timeout_s = self._settings.start_timeout_s
+        problem = "its process has exited" if child.has_exited else "it cannot be woken"
+        if sleep_path is not None and wake_path is not None and not child.has_exited:
+            child.started_at = asyncio.get_running_loop().time()
+            problem = await sleeping.wake(self._prober, child.launch.address, sleep_path, wake_path, timeout_s)
+        if not problem:
+            try:
+                await wait_ready(child, self._prober, timeout_s, self._tasks)
+            except StartFailed as error:
+                problem = error.message
+        if problem:
+            log.warning("engine %r does not wake and is restarted: %s", str(slot), problem)
+            return False
+        child.is_ready = True
+        return True
+
+    def _note_asleep(self, child: Child, is_asleep: bool) -> None:
+        """Also on record: after a hard end of the router, an engine that cannot be asked is known by it."""
+        child.is_asleep = is_asleep
+        slot_text = str(child.launch.slot)
+        if isinstance(record := self._state.get(adoption.SECTION).get(slot_text), dict):
+            self._state.put_entry(adoption.SECTION, slot_text, {**record, adoption.ASLEEP: is_asleep})
+
+    async def _slot_files(self, slot: SlotId) -> keepslots.SlotFiles | None:
+        if not self._settings.keep_slots:
+            return None
+        return await asyncio.to_thread(keepslots.slot_files, self._plan(slot, 0))
+
+    async def _save_slots(self, child: Child) -> None:
+        if files := await self._slot_files(child.launch.slot):
+            await keepslots.save(self._prober, child.launch.address, files, self._settings.stop_timeout_s)
+
+    async def _restore_slots(self, child: Child) -> None:
+        if files := await self._slot_files(child.launch.slot):
+            await keepslots.restore(self._prober, child.launch.address, files, self._settings.stop_timeout_s)
 
     async def held_bytes(self, slot: SlotId) -> int | None:
         child = self._children.get(slot)
@@ -187,7 +274,15 @@ class GenericProcessEngine:
                 self._state.put_entry(adoption.SECTION, slot_text, None)
                 continue
             slot = SlotId(self.name, slot_text.partition("/")[2] or None)
+            if not self._has(slot):  # a profile that is configured no more
+                self._state.put_entry(adoption.SECTION, slot_text, None)
+                stuck |= await self._end_marked(record.marker, record.leader)
+                continue
             child = self._take_over(slot, record)
+            if child.launch.digest == record.digest and await self._was_asleep(child, raw):
+                self._note_asleep(child, True)
+                log.info("engine %r: adopted process %d, which sleeps", self.name, record.pid)
+                continue
             if child.launch.digest == record.digest and await self._is_fit(child):
                 child.is_ready = True
                 adopted.append(slot)
@@ -206,6 +301,13 @@ class GenericProcessEngine:
         self._keep(child)
         return child
 
+    async def _was_asleep(self, child: Child, record: Mapping[str, Any]) -> bool:
+        """By its own word, for `/health` is 200 in sleep; where it has none, by the record."""
+        if self._settings.sleep_path is None:
+            return False
+        said = await sleeping.is_asleep(self._prober, child.launch.address, self._settings.sleep_path)
+        return said if said is not None else record.get(adoption.ASLEEP) is True
+
     async def _is_fit(self, child: Child) -> bool:
         """Ready and listening. A busy engine may be slow to say so: it is asked twice."""
         launch = child.launch
@@ -217,7 +319,7 @@ class GenericProcessEngine:
 
     async def _end_taken_over(self, slot: SlotId) -> set[ProcessKey]:
         try:
-            await self.stop(slot)
+            await self.end(slot)
         except FreeFailed as error:
             log.error("%s", error)
             return await self._children[slot].tree.alive()
@@ -232,10 +334,10 @@ class GenericProcessEngine:
                 stuck |= await self._end_marked(marker)
         return stuck
 
-    async def _end_marked(self, marker: str) -> set[ProcessKey]:
+    async def _end_marked(self, marker: str, *known: ProcessKey) -> set[ProcessKey]:
         log.info("engine %r: ending what an earlier launch left running", self.name)
         number = signal_number(self._settings.stop_signal)
-        return await end_tree(Tree(marker), number, self._settings.stop_timeout_s, self._tasks)
+        return await end_tree(Tree(marker, known), number, self._settings.stop_timeout_s, self._tasks)
 
     # --- for the directory ----------------------------------------------------------------------------------
 
@@ -250,9 +352,12 @@ class GenericProcessEngine:
 
     # --- parts ----------------------------------------------------------------------------------------------
 
+    def _has(self, slot: SlotId) -> bool:
+        return slot.model in self._settings.profiles if self._settings.profiles else slot.model is None
+
     def _plan(self, slot: SlotId, chosen_port: int) -> Launch:
-        if slot.model is not None:
-            raise NotBuilt(f"engine {self.name!r} has no models of its own to launch: {str(slot)!r}")
+        if not self._has(slot):
+            raise NotBuilt(f"engine {self.name!r} has nothing to launch as {str(slot)!r}")
         return plan_launch(self._settings, slot, self._base_dir, chosen_port)
 
     def _log(self, launch: Launch) -> EngineLog:

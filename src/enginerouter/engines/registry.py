@@ -76,8 +76,6 @@ def build_engine(
 ) -> Engine:
     if not isinstance(settings, GenericProcess):
         return UnbuiltEngine(settings, f"type {settings.type!r}")
-    if settings.profiles or settings.manifest is not None:
-        return UnbuiltEngine(settings, "profiles")
     return GenericProcessEngine(settings, base_dir, state, directory, warmup_model=warmup_model)
 
 

@@ -5,10 +5,11 @@ Everything is worked out once per configuration; a request costs one dictionary 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+from enginerouter.config.engines import GenericProcess, Profile
 from enginerouter.config.model import Alias, Config, EngineSettings, Model
 from enginerouter.errors import BadRequest, NotBuilt, UnknownModel
 from enginerouter.slots import SlotId
@@ -67,7 +68,7 @@ class Directory:
             self._add_alias(alias)
 
     def _add_model(self, model: Model, engine: EngineSettings) -> None:
-        slot = SlotId(engine.name)
+        slot = slot_of(model, engine)
         label = f"{engine.name}/{model.id}"
         self._models[model.id] = Target(
             model.id,
@@ -177,7 +178,14 @@ def _models_of(config: Config, engines: dict[str, EngineSettings]) -> Iterable[M
     declared = [m for m in config.models if m.engine in engines]
     yield from declared
     known = {m.id for m in declared}
+    named = {(m.engine, slot_of(m, engines[m.engine]).model) for m in declared}
     for engine in engines.values():
+        if profiles := _profiles_of(engine):
+            for profile in profiles.values():
+                if (engine.name, profile.id) not in named and profile.id not in known:
+                    yield Model(id=profile.id, engine=engine.name, display_name=profile.name or profile.id)
+                    known.add(profile.id)
+            continue
         more = [i for i in engine.served_models if i not in known]
         yield from (Model(id=i, engine=engine.name) for i in more)
         known.update(more)
@@ -185,3 +193,15 @@ def _models_of(config: Config, engines: dict[str, EngineSettings]) -> Iterable[M
         if not has_models and engine.name not in known:
             yield Model(id=engine.name, engine=engine.name)
             known.add(engine.name)
+
+
+def slot_of(model: Model, engine: EngineSettings) -> SlotId:
+    """Of an engine with profiles, a model is the profile of its id, else of its `upstream_id`."""
+    profiles = _profiles_of(engine)
+    if not profiles:
+        return SlotId(engine.name)
+    return SlotId(engine.name, model.id if model.id in profiles else model.upstream_id)
+
+
+def _profiles_of(engine: EngineSettings) -> Mapping[str, Profile]:
+    return engine.profiles if isinstance(engine, GenericProcess) else {}

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from enginerouter.engines.base import Engine
+from enginerouter.engines.base import Engine, Sleeper
 from enginerouter.errors import (
     EngineCrashed,
     EngineFailed,
@@ -105,7 +105,7 @@ class Coordinator:
             for slot_id in adopted:
                 self._adopted(self._slots[slot_id])
         for slot in self._slots.values():
-            slot.is_wanted = slot.spec.is_preloaded and slot.phase is Phase.COLD
+            slot.wish = "preload" if slot.spec.is_preloaded and slot.phase is Phase.COLD else ""
         self._has_started = True
         for lane in self._lanes:
             self._dispatch(lane)
@@ -161,12 +161,20 @@ class Coordinator:
         ending = [s for s in self._slots.values() if s.phase is not Phase.COLD]
         if keeps_engines:
             ending = [s for s in ending if s.phase not in (Phase.READY, Phase.DRAINING)]
-        results = await asyncio.gather(*(self._engines[s.id.engine].stop(s.id) for s in ending), return_exceptions=True)
+        else:
+            asleep = [s for s in self._slots.values() if isinstance(self._engines[s.id.engine], Sleeper)]
+            ending += [s for s in asleep if s.phase is Phase.COLD]
+        results = await asyncio.gather(*(self._end(s) for s in ending), return_exceptions=True)
         for slot, result in zip(ending, results, strict=True):
             if isinstance(result, BaseException):
                 log.error("%s could not be stopped: %s", slot.id, result)
-            else:
+            elif slot.phase is not Phase.COLD:
                 log.info("%s stopped", slot.id)
+
+    async def _end(self, slot: Slot) -> None:
+        """Nothing is put to sleep now."""
+        engine = self._engines[slot.id.engine]
+        await (engine.end(slot.id) if isinstance(engine, Sleeper) else engine.stop(slot.id))
 
     # --- leases
 
@@ -259,6 +267,7 @@ class Coordinator:
             slot.early_crash = error
         if slot.phase not in (Phase.READY, Phase.DRAINING):
             return
+        is_leaving = slot.phase is Phase.DRAINING or slot.is_unload_wanted
         has_proved = slot.answered > 0 and now - slot.ready_at >= PROVED_AFTER_S
         for lease in list(slot.leases):
             lease.cut(error)
@@ -267,6 +276,8 @@ class Coordinator:
             slot.circuit = circuit.CLOSED
         else:
             self._start_failed(slot, error.message)
+        if slot.spec.restarts and not is_leaving:
+            slot.wish = "restart"
         self._dispatch(self._lane_of[slot_id])
 
     async def swap_to(self, slot_id: SlotId) -> None:
@@ -290,7 +301,7 @@ class Coordinator:
         if slot.phase is Phase.COLD:
             return False
         slot.is_unload_wanted = True
-        slot.is_wanted = False
+        slot.wish = ""
         self._dispatch(self._lane_of[slot_id])
         return True
 
@@ -424,6 +435,9 @@ class Coordinator:
     # --- swaps
 
     def _begin(self, lane: Lane, plan: Plan, now: float) -> None:
+        if plan.target is not None:
+            for slot in policy.overtaken(lane, lane.slots[plan.target], self._rules):
+                slot.wish = ""
         lane.swap = Swap(plan, began_at=now, step_since=now)
         around = Surroundings(
             engines=self._engines,
@@ -451,6 +465,7 @@ class Coordinator:
             result, message = ("refused" if error.code == "engine_busy" else "failed"), error.message
             # Those who came after the failure was told wait for a start of their own.
             self._reject_target(lane, swap, None if walk.has_answered else error)
+            self._roll_back(lane, swap)
         except asyncio.CancelledError:
             result = "cancelled"
             raise
@@ -458,15 +473,23 @@ class Coordinator:
             log.exception("the swap to %s broke", swap.plan.target)
             result, message = "failed", f"internal error: {error}"
             self._reject_target(lane, swap, EngineFailed(str(swap.plan.target), "the swap broke; see the log"))
+            self._roll_back(lane, swap)
         finally:
             self._swap_over(lane, swap, result, message)
 
     def _reject_target(self, lane: Lane, swap: Swap, error: RouterError | None) -> None:
         if swap.plan.target is not None:
             slot = lane.slots[swap.plan.target]
-            slot.is_wanted = False
+            slot.wish = ""
             if error is not None:
                 self._reject(slot, error)
+
+    def _roll_back(self, lane: Lane, swap: Swap) -> None:
+        """What was freed for a target that did not start is wanted again, where it is configured so."""
+        for slot_id in swap.freed if swap.plan.target is not None else ():
+            slot = lane.slots[slot_id]
+            if slot.spec.rolls_back and slot_id != swap.plan.target:
+                slot.wish = "rollback"
 
     def _swap_over(self, lane: Lane, swap: Swap, result: str, message: str) -> None:
         now = self._now()
@@ -498,7 +521,7 @@ class Coordinator:
         if after is Phase.READY and before is not Phase.DRAINING:
             slot.ready_at = slot.active_at = now
             slot.answered = 0
-            slot.is_wanted = False
+            slot.wish = ""
         if after is Phase.READY and slot.early_crash is not None:
             asyncio.get_running_loop().call_soon(self.crashed, slot.id, slot.early_crash)
         if event in (Event.START, Event.READY, Event.ADOPT):
@@ -554,12 +577,10 @@ def _fail(ticket: Ticket, error: RouterError) -> None:
 
 
 def _lanes(slots: Iterable[Slot]) -> list[Lane]:
-    """All memory holders share one lane; every other slot has its own."""
+    """All memory holders share one lane; the slots of every other engine have their own."""
     shared: dict[SlotId, Slot] = {}
-    lanes: list[Lane] = []
+    apart: dict[str, dict[SlotId, Slot]] = {}
     for slot in slots:
-        if slot.spec.holds_memory:
-            shared[slot.id] = slot
-        else:
-            lanes.append(Lane({slot.id: slot}))
-    return [Lane(shared), *lanes] if shared else lanes
+        lane = shared if slot.spec.holds_memory else apart.setdefault(slot.id.engine, {})
+        lane[slot.id] = slot
+    return [Lane(lane) for lane in (shared, *apart.values()) if lane]

@@ -39,6 +39,12 @@ def note_held(slot: Slot, own_bytes: int | None, available: int | None) -> None:
         slot.learned.held_bytes = own_bytes if own_bytes is not None else held
 
 
+def note_kept(slot: Slot, kept_bytes: int) -> None:
+    """Note, once a slot is freed, what it does not give back: a process that sleeps keeps some of it."""
+    if kept_bytes and slot.missing_bytes is not None:
+        slot.missing_bytes = max(0, slot.missing_bytes - kept_bytes)
+
+
 def _fall(before: int | None, after: int | None) -> int | None:
     return None if before is None or after is None else max(0, before - after)
 

@@ -19,6 +19,8 @@ from enginerouter.swap.phases import Event, Phase, step
 from enginerouter.swap.settle import Settled
 
 DrainPolicy = Literal["wait", "cut", "refuse"]
+# Why a slot is to be started though nobody waits for it; "" where it is not.
+Wish = Literal["", "preload", "restart", "rollback"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class SlotSpec:
 
     `need_bytes` is the declared need (`memory_gib`); `uses_learned_need` is `memory_gib: auto`.
     `holds_memory` False: lives beside all others, is never drained or freed for another.
+    `restarts` (`auto_restart`): wanted again after a crash; `rolls_back`: after a failed swap away from it.
     """
 
     id: SlotId
@@ -38,6 +41,8 @@ class SlotSpec:
     holds_memory: bool = True
     max_in_flight: int | None = None
     max_restarts: int = 3
+    restarts: bool = False
+    rolls_back: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +190,8 @@ class Slot:
     `active_at` is the last grant or release; `keep_until` an operator's hold; `answered` counts finished answers
     since ready; `before_start_bytes` the availability read just before its start; `drop_bytes` how much that fell
     until ready; `before_end_bytes` the last reading before it died or was stopped; `missing_bytes` what a settle
-    waits for; `wait_clock` runs while somebody waits for this slot and what is in its way is ready to serve.
+    waits for; `wish` has it started once it fits beside what is there; `wait_clock` runs while somebody waits for this
+    slot and what is in its way is ready to serve.
     """
 
     spec: SlotSpec
@@ -198,7 +204,7 @@ class Slot:
     active_at: float = 0.0
     keep_until: float = 0.0
     answered: int = 0
-    is_wanted: bool = False
+    wish: Wish = ""
     is_unload_wanted: bool = False
     before_start_bytes: int | None = None
     drop_bytes: int | None = None
@@ -230,6 +236,10 @@ class Slot:
     @property
     def is_busy(self) -> bool:
         return bool(self.leases)
+
+    @property
+    def is_wanted(self) -> bool:
+        return self.wish != ""
 
     @property
     def has_work(self) -> bool:

@@ -99,7 +99,7 @@ def next_step(lane: Lane, rules: Rules, now: float) -> Begin | Refuse | Wait:
             break
     if unload := _next_unload(lane, rules, now, wakes):
         return Begin(unload)
-    if not lane.waiting() and (wanted := _next_wanted(lane, rules)):
+    if not lane.waiting() and (wanted := _next_wanted(lane, rules, now, wakes)):
         return Begin(wanted)
     return Wait(min(wakes, default=None))
 
@@ -133,17 +133,41 @@ def _is_idle(slot: Slot) -> bool:
     return slot.phase is Phase.READY and not slot.has_work
 
 
-def _next_wanted(lane: Lane, rules: Rules) -> Plan | None:
-    """A preload that nobody waits for: begun when it fits beside what is there."""
+def _next_wanted(lane: Lane, rules: Rules, now: float, wakes: list[float]) -> Plan | None:
+    """A slot that is wished for, and that nobody waits for: begun when it fits beside what is there.
+
+    Not while its start circuit is open; adds to `wakes` when that closes.
+    """
     for slot in lane.slots.values():
         if slot.is_wanted and slot.phase is Phase.COLD:
-            try:
-                victims = in_the_way(slot, lane, rules)
-            except CannotFit:
-                continue
-            if not victims:
-                return Plan(slot.id, (), "preload")
+            if slot.circuit.is_open(now):
+                wakes.append(slot.circuit.open_until)
+            elif not _is_blocked(slot, lane, rules):
+                return Plan(slot.id, (), slot.wish)
     return None
+
+
+def _is_blocked(slot: Slot, lane: Lane, rules: Rules) -> bool:
+    try:
+        return bool(in_the_way(slot, lane, rules))
+    except CannotFit:
+        return True
+
+
+def overtaken(lane: Lane, target: Slot, rules: Rules) -> list[Slot]:
+    """Slots that were to come back (after a crash, or a failed swap), but not beside the target that starts now."""
+    return [
+        s
+        for s in lane.slots.values()
+        if s is not target and s.wish in ("restart", "rollback") and target in _in_the_way_of(s, [target], rules)
+    ]
+
+
+def _in_the_way_of(slot: Slot, residents: list[Slot], rules: Rules) -> list[Slot]:
+    try:
+        return plan_eviction(slot, residents, rules)
+    except CannotFit as blocked:
+        return blocked.pinned
 
 
 def should_end_start(lane: Lane, target: Slot, rules: Rules) -> bool:

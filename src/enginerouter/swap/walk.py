@@ -13,11 +13,11 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from enginerouter.engines.base import Engine
+from enginerouter.engines.base import Engine, Sleeper
 from enginerouter.errors import EngineBusy, EngineFailed, FreeFailed, LeaseCut, RouterError, StartFailed
 from enginerouter.swap import drain, policy
 from enginerouter.swap.eviction import CannotFit, further
-from enginerouter.swap.held import describe, gib, learn_came_back, note_held
+from enginerouter.swap.held import describe, gib, learn_came_back, note_held, note_kept
 from enginerouter.swap.memory import MemorySource
 from enginerouter.swap.model import Lane, Lease, Rules, Slot, Swap
 from enginerouter.swap.phases import NOTHING_TO_DRAIN, Event, Phase
@@ -97,7 +97,7 @@ class Walk:
         if victims:
             await self._clear(victims)
         if self._target is not None:
-            await self._settle(self._target.expected_bytes)
+            await self._settle(await self._need(self._target))
             await self._start(self._target)
         else:
             await self._settle(None)
@@ -168,7 +168,7 @@ class Walk:
 
     def _call_off_if_unwanted(self, victims: Sequence[Slot]) -> None:
         reason = self._swap.plan.reason
-        if self._target is not None and not self._target.queue and reason != "preload":
+        if self._target is not None and not self._target.queue and reason == "request":
             self._reopen(victims, "nobody waits any more")
             raise CalledOff("called_off")
         if self._target is None and reason == "idle" and any(v.queue for v in victims):
@@ -203,7 +203,7 @@ class Walk:
         for slot, bytes_now in zip(slots, own, strict=True):
             note_held(slot, bytes_now if isinstance(bytes_now, int) else None, before)
             self._a.move(slot, Event.FREE, self._why())
-        results = await asyncio.gather(*(self._engine(s).stop(s.id) for s in slots), return_exceptions=True)
+        results = await asyncio.gather(*(self._stop(s) for s in slots), return_exceptions=True)
         failures: list[FreeFailed] = []
         for slot, result in zip(slots, results, strict=True):
             if isinstance(result, BaseException):
@@ -211,10 +211,21 @@ class Walk:
                 self._a.move(slot, Event.NOT_GONE, failures[-1].message)
             else:
                 self._swap.freed.append(slot.id)
+                note_kept(slot, result)
                 self._a.move(slot, Event.GONE, "")
         if failures:
             await self._settle(None)
             raise failures[0]
+
+    async def _stop(self, slot: Slot) -> int:
+        """Gives what it keeps all the same."""
+        await self._engine(slot).stop(slot.id)
+        return await self._kept(slot)
+
+    async def _kept(self, slot: Slot) -> int:
+        """What a freed slot holds on to: nothing, unless it only sleeps."""
+        engine = self._engine(slot)
+        return (await engine.held_bytes(slot.id) or 0) if isinstance(engine, Sleeper) else 0
 
     # --- settle
 
@@ -278,8 +289,13 @@ class Walk:
             await self._give_up(target, error)
             raise
 
-    async def _make_room(self, target: Slot) -> None:
+    async def _need(self, target: Slot) -> int | None:
+        """What its start is expected to take. One that sleeps has some of it already."""
         need = target.expected_bytes
+        return None if need is None else max(0, need - await self._kept(target))
+
+    async def _make_room(self, target: Slot) -> None:
+        need = await self._need(target)
         if need is None:
             return
         available = await self._owed_back(need)

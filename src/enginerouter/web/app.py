@@ -217,6 +217,9 @@ class Router:
             ("POST", "/admin/swap", control.swap, "admin"),
             ("POST", "/admin/unload", control.unload, "admin"),
             ("POST", "/admin/reset", control.reset, "admin"),
+            ("GET", "/models/available", control.models_available, "key"),
+            ("GET", "/models/status", control.models_status, "key"),
+            ("POST", "/models/switch", control.models_switch, "admin"),
         ]
         yield from (Route(method, path, handler, access) for method, path, handler, access in rows)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 from aiohttp import web
 
@@ -20,6 +20,7 @@ from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.memory import MemorySource
 from enginerouter.swap.model import Slot, Swap
+from enginerouter.swap.phases import Phase
 from enginerouter.tasks import TaskGroup
 from enginerouter.web.catalog import json_answer
 from enginerouter.web.edge import EdgeCall
@@ -32,13 +33,6 @@ log = logging.getLogger(__name__)
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # The coordinator's loop turns once a second; a process that has not for this long is stuck.
 STUCK_AFTER_S = 15.0
-
-
-class Named(NamedTuple):
-    """What an operator named: a slot, and the word that was used."""
-
-    slot: SlotId
-    name: str
 
 
 class Control:
@@ -130,14 +124,16 @@ class Control:
 
     async def swap(self, call: EdgeCall) -> web.StreamResponse:
         """First in line; 200 when it is ready, or 202 at once with `?wait=0`."""
-        named = await self._named(call)
-        if call.raw_query == "wait=0":
-            self._tasks.spawn(self._swap_later(named.slot), f"swap to {named.slot}")
-            return json_answer({"slot": str(named.slot), "phase": self._phase(named.slot)}, status=202)
+        slots = await self._named(call)
+        return await self._swap_to(self._one_of(slots), waits=call.raw_query != "wait=0")
+
+    async def _swap_to(self, slot: SlotId, *, waits: bool) -> web.Response:
+        if not waits:
+            self._tasks.spawn(self._swap_later(slot), f"swap to {slot}")
+            return json_answer(self._state(slot), status=202)
         began_at = time.monotonic()
-        await self._coordinator.swap_to(named.slot)
-        seconds = round(time.monotonic() - began_at, 3)
-        return json_answer({"slot": str(named.slot), "phase": self._phase(named.slot), "seconds": seconds})
+        await self._coordinator.swap_to(slot)
+        return json_answer({**self._state(slot), "seconds": round(time.monotonic() - began_at, 3)})
 
     async def _swap_later(self, slot: SlotId) -> None:
         try:
@@ -147,40 +143,94 @@ class Control:
 
     async def unload(self, call: EdgeCall) -> web.StreamResponse:
         """Free the named slot, or all of them; one in use goes when its last request ends."""
-        body = await call.read_body()
-        slots = [(await self._named(call)).slot] if body.raw.strip() not in (b"", b"{}") else list(self._all())
-        leaving = [str(s) for s in slots if self._coordinator.unload(s)]
+        leaving = [str(s) for s in await self._named_or_all(call) if self._coordinator.unload(s)]
         return json_answer({"unloading": leaving})
 
     async def reset(self, call: EdgeCall) -> web.StreamResponse:
         """Close the start circuit of the named slot, or of all."""
-        body = await call.read_body()
-        slots = [(await self._named(call)).slot] if body.raw.strip() not in (b"", b"{}") else list(self._all())
+        slots = await self._named_or_all(call)
         for slot in slots:
             self._coordinator.reset(slot)
         return json_answer({"reset": [str(s) for s in slots]})
 
-    def _all(self) -> list[SlotId]:
-        return list(self._coordinator.slots)
+    # --- the routes of the sidecar that profiles come from
+
+    async def models_available(self, call: EdgeCall) -> web.StreamResponse:
+        """What can be switched to."""
+        listed = [m for m in self._directory.listed(call.identity.may_name) if m.alias_of is None]
+        models = [
+            {"id": m.id, "name": m.display_name, "engine": m.engine, "status": self._phase(m.slot)} for m in listed
+        ]
+        return json_answer({"models": models, "active": self._active(call.identity)})
+
+    async def models_status(self, call: EdgeCall) -> web.StreamResponse:
+        """What is loaded, and what is being switched to."""
+        slots, now = self._coordinator.slots, time.monotonic()
+        lanes = {id(lane): lane for lane in (self._coordinator.lane_of(s) for s in slots)}
+        swaps = [lane.swap for lane in lanes.values() if lane.swap is not None and lane.swap.plan.target is not None]
+        active, switching = self._active(call.identity), None
+        if swaps and swaps[0].plan.target is not None:
+            target = swaps[0].plan.target
+            models = self._directory.models_of(target, call.identity.may_name)
+            seconds = round(now - swaps[0].began_at, 2)
+            switching = {"model": models[0] if models else None, "step": swaps[0].step, "seconds": seconds}
+        status = "switching" if switching else "ready" if active is not None else "idle"
+        return json_answer({"status": status, "active": active, "switching_to": switching})
+
+    async def models_switch(self, call: EdgeCall) -> web.StreamResponse:
+        """As `/admin/swap`, by the model's id alone: `{"model": …}`, or `{"profile": …}` as the sidecar called it."""
+        asked = await self._asked(call)
+        name = asked.get("model", asked.get("profile"))
+        if not isinstance(name, str):
+            raise BadRequest('say which: {"model": "…"}; GET /models/available lists them')
+        target = self._directory.resolve(name, call.identity.may_name, lambda: None)
+        return await self._swap_to(target.slot, waits=call.raw_query != "wait=0")
+
+    def _active(self, identity: Identity) -> str | None:
+        """The model that was used last, of those that are ready."""
+        ready = [s for s in self._coordinator.slots.values() if s.phase is Phase.READY]
+        for slot in sorted(ready, key=lambda s: s.active_at, reverse=True):
+            if models := self._directory.models_of(slot.id, identity.may_name):
+                return models[0]
+        return None
+
+    # --- what was named
+
+    def _state(self, slot: SlotId) -> dict[str, Any]:
+        return {"slot": str(slot), "phase": self._phase(slot)}
 
     def _phase(self, slot: SlotId) -> str:
         return self._coordinator.slots[slot].phase.value
 
-    async def _named(self, call: EdgeCall) -> Named:
-        """The slot that `{"model": …}` or `{"engine": …}` in the body names."""
+    async def _asked(self, call: EdgeCall) -> dict[str, Any]:
         body = await call.read_body()
-        asked = await json_object(body.raw or b"{}")
+        return await json_object(body.raw or b"{}")
+
+    async def _named_or_all(self, call: EdgeCall) -> list[SlotId]:
+        body = await call.read_body()
+        return await self._named(call) if body.raw.strip() not in (b"", b"{}") else list(self._coordinator.slots)
+
+    async def _named(self, call: EdgeCall) -> list[SlotId]:
+        """The slot that `{"model": …}` in the body names, or those of `{"engine": …}`."""
+        asked = await self._asked(call)
         engine, model = asked.get("engine"), asked.get("model")
         if isinstance(engine, str):
-            slot = SlotId(engine)
-            if slot not in self._coordinator.slots:
+            slots = [s for s in self._coordinator.slots if s.engine == engine]
+            if not slots:
                 known = ", ".join(sorted({s.engine for s in self._coordinator.slots}))
                 raise NotFound(f"no engine {printable(engine)!r} is configured and enabled; there are: {known}")
-            return Named(slot, engine)
+            return slots
         if isinstance(model, str):
-            target = self._directory.resolve(model, call.identity.may_name, lambda: None)
-            return Named(target.slot, model)
+            return [self._directory.resolve(model, call.identity.may_name, lambda: None).slot]
         raise BadRequest('say which: {"model": "…"} or {"engine": "…"}')
+
+    def _one_of(self, slots: list[SlotId]) -> SlotId:
+        """Of an engine with profiles: the one that is ready, else the caller must say which."""
+        ready = [s for s in slots if self._coordinator.slots[s].phase is Phase.READY]
+        if len(slots) == 1 or ready:
+            return (ready or slots)[0]
+        names = ", ".join(str(s.model) for s in slots)
+        raise BadRequest(f'engine {slots[0].engine!r} has several models: say {{"model": …}} with one of {names}')
 
 
 def _swap_status(swap: Swap, now: float) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from enginerouter.config.model import Config
+from enginerouter.config.engines import GenericProcess
+from enginerouter.config.model import Config, EngineSettings
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
 from enginerouter.swap.model import Learned, Rules, SlotSpec
@@ -14,26 +16,29 @@ LEARNED = "learned"
 
 
 def slot_specs(config: Config) -> list[SlotSpec]:
-    """One slot for every enabled engine."""
-    specs = []
-    for engine in config.engines.values():
-        if not engine.enabled:
-            continue
-        need = engine.memory_gib
-        specs.append(
-            SlotSpec(
-                SlotId(engine.name),
-                need_bytes=int(need * GIB) if isinstance(need, float | int) else None,
-                uses_learned_need=need == "auto",
-                is_pinned=engine.pin,
-                is_preloaded=engine.preload,
-                idle_unload_s=engine.idle_unload_s if engine.idle_unload_s is not None else config.idle_unload_s,
-                holds_memory=engine.holds_local_memory,
-                max_in_flight=engine.max_in_flight,
-                max_restarts=engine.max_restarts,
-            )
+    """One slot for every enabled engine, or for each of its profiles."""
+    return [spec for engine in config.engines.values() if engine.enabled for spec in _specs_of(engine, config)]
+
+
+def _specs_of(engine: EngineSettings, config: Config) -> Iterable[SlotSpec]:
+    profiles = engine.profiles.values() if isinstance(engine, GenericProcess) else ()
+    for profile in profiles or (None,):
+        own = profile if profile is not None else engine
+        need = own.memory_gib if own.memory_gib is not None else engine.memory_gib
+        idle_s = [s for s in (own.idle_unload_s, engine.idle_unload_s, config.idle_unload_s) if s is not None]
+        yield SlotSpec(
+            SlotId(engine.name, profile.id if profile is not None else None),
+            need_bytes=int(need * GIB) if isinstance(need, float | int) else None,
+            uses_learned_need=need == "auto",
+            is_pinned=own.pin,
+            is_preloaded=own.preload,
+            idle_unload_s=idle_s[0] if idle_s else None,
+            holds_memory=engine.holds_local_memory,
+            max_in_flight=engine.max_in_flight,
+            max_restarts=engine.max_restarts,
+            restarts=engine.auto_restart,
+            rolls_back=engine.rollback,
         )
-    return specs
 
 
 def rules_of(config: Config) -> Rules:

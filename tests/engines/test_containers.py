@@ -1,0 +1,104 @@
+"""Engines in containers: the client is ours, what it runs is not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from boxes import SCRIPTS, SLOT, Box, fake, is_alive
+
+from enginerouter.engines.process import GenericProcessEngine
+from enginerouter.errors import FreeFailed
+from llama import free_port
+
+
+def contained(box: Box, *options: str, stop: tuple[str, ...] = ("stop", "box"), **more: object) -> GenericProcessEngine:
+    docker = str(SCRIPTS / "docker")
+    command = (docker, "run", "--name", "box", "image", *fake(*options))
+    env = {"FAKE_DOCKER": str(box.folder)}
+    address = f"http://127.0.0.1:{free_port()}"
+    return box.engine(*command, base_url=address, stop_cmd=(docker, *stop), env=env, **more)
+
+
+def container(folder: Path) -> int:
+    return int((folder / "box").read_text())
+
+
+async def test_a_container_is_started_served_and_stopped_with_its_client(box: Box) -> None:
+    engine = contained(box)
+    await engine.check(SLOT, ())
+    await engine.start(SLOT)
+    client, inside = engine.pid(SLOT), container(box.folder)
+    assert client is not None
+    assert client != inside
+    assert await engine.held_bytes(SLOT) is None
+    await engine.stop(SLOT)
+    assert not is_alive(client)
+    assert not is_alive(inside)
+    await engine.start(SLOT)
+    assert container(box.folder) != inside
+
+
+async def test_its_grace_is_honoured_although_the_stop_time_out_is_shorter(box: Box) -> None:
+    engine = contained(box, "--ignore-term", stop=("stop", "-t", "1", "box"), stop_timeout_s=0.1)
+    await engine.start(SLOT)
+    inside = container(box.folder)
+    began_at = time.monotonic()
+    await engine.stop(SLOT)
+    assert 0.9 < time.monotonic() - began_at < 4
+    assert not is_alive(inside)
+
+
+async def test_a_container_that_dies_is_a_crash_and_is_started_again(box: Box) -> None:
+    engine = contained(box)
+    await engine.start(SLOT)
+    os.kill(container(box.folder), signal.SIGKILL)
+    await asyncio.wait_for(box.crashes.get(), 5)
+    await engine.stop(SLOT)
+    await engine.start(SLOT)
+    assert is_alive(container(box.folder))
+
+
+async def test_a_killed_client_leaves_a_container_that_the_stop_command_ends(box: Box) -> None:
+    engine = contained(box)
+    await engine.start(SLOT)
+    client, inside = engine.pid(SLOT), container(box.folder)
+    assert client is not None
+    os.kill(client, signal.SIGKILL)
+    await asyncio.wait_for(box.crashes.get(), 5)
+    assert is_alive(inside)
+    await engine.stop(SLOT)
+    assert not is_alive(inside)
+
+
+async def test_a_container_of_an_earlier_router_is_adopted(box: Box) -> None:
+    engine = contained(box)
+    await engine.start(SLOT)
+    inside = container(box.folder)
+    await engine.close()
+    later = box.engine(
+        *engine._settings.start_cmd,
+        base_url=engine._settings.base_url,
+        stop_cmd=engine._settings.stop_cmd,
+        env=engine._settings.env,
+    )
+    assert await later.adopt() == [SLOT]
+    await later.stop(SLOT)
+    assert not is_alive(inside)
+
+
+async def test_a_stop_command_that_names_another_container_is_told(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("enginerouter.engines.process._CONTAINER_PORT_TIMEOUT_S", 0.3)
+    engine = contained(box, "--ignore-term", stop=("stop", "another"), stop_timeout_s=0.1)
+    monkeypatch.setattr("enginerouter.engines.launch._CONTAINER_GRACE_S", -4.8)
+    await engine.start(SLOT)
+    inside = container(box.folder)
+    with pytest.raises(FreeFailed, match="the container may be running on"):
+        await engine.stop(SLOT)
+    os.kill(inside, signal.SIGKILL)
+    while is_alive(inside):
+        await asyncio.sleep(0.01)

@@ -1,0 +1,98 @@
+"""An engine whose stop is a sleep: what it keeps is neither waited for nor needed again."""
+
+from __future__ import annotations
+
+from enginerouter.slots import SlotId
+from enginerouter.swap.held import note_kept
+from enginerouter.swap.model import Slot
+from swap.fakes import GIB, FakeEngine, Returning, Script, World, sid, spec
+from swap.virtual_time import now, virtual
+
+KEPT = 3 * GIB
+
+
+class SleepyEngine(FakeEngine):
+    """Its stop gives back all but what it keeps."""
+
+    def __init__(self, name: str, machine, scripts: dict[SlotId, Script]) -> None:
+        super().__init__(name, machine, scripts)
+        self.asleep: set[SlotId] = set()
+        self.ended: list[SlotId] = []
+
+    async def start(self, slot: SlotId) -> None:
+        if slot in self.asleep:
+            self.asleep.discard(slot)
+            self.machine.running.pop(slot)
+        await super().start(slot)
+
+    async def stop(self, slot: SlotId) -> None:
+        held = self.machine.running.get(slot, 0)
+        if not held or slot in self.asleep:
+            return
+        self.machine.running[slot] = KEPT
+        self.machine.returning.append(Returning(held - KEPT, now() + 1.0, None))
+        self.asleep.add(slot)
+
+    async def end(self, slot: SlotId) -> None:
+        self.ended.append(slot)
+        self.machine.running.pop(slot, None)
+
+    async def held_bytes(self, slot: SlotId) -> int | None:
+        return self.machine.running.get(slot, 0)
+
+
+def sleepy_world(*specs) -> World:
+    world = World(specs)
+    world.engines["a"] = SleepyEngine("a", world.machine, {sid("a"): world.scripts[sid("a")]})
+    return world
+
+
+@virtual
+async def test_the_settle_waits_for_what_comes_back_and_not_for_what_is_kept():
+    async with sleepy_world("a", "b") as world:
+        await world.serve("a")
+        await world.serve("b")
+        settled = world.diary.reports[-1].settled
+        assert settled is not None
+        assert settled.verdict.value == "recovered"
+        assert 0.9 < settled.seconds < 1.2
+        assert settled.held == 5 * GIB
+        await world.serve("a")
+        await world.serve("b")
+        assert world.diary.reports[-1].settled.verdict.value in ("recovered", "enough")
+
+
+@virtual
+async def test_waking_needs_only_what_it_does_not_hold_already():
+    """Otherwise an idle neighbour would be evicted for it."""
+    async with sleepy_world(spec("a"), "b") as world:
+        await world.serve("a")
+        assert world.unload("a")
+        await world.in_phase("a", "cold")
+        world.machine.others = lambda at: 91 * GIB  # of 100: 6 are left, it holds 3 and needs 8
+        before = now()
+        await world.serve("a")
+        assert now() - before < 2
+
+
+@virtual
+async def test_at_the_end_it_is_ended_also_where_it_sleeps():
+    async with sleepy_world("a", "b") as world:
+        await world.serve("a")
+        await world.serve("b")
+        engine = world.engines["a"]
+        assert engine.ended == []
+        await world.coordinator.close()
+        assert engine.ended == [sid("a")]
+        assert world.resident() == []
+
+
+def test_what_is_kept_is_taken_off_what_is_missing() -> None:
+    slot = Slot(spec("a"))
+    note_kept(slot, 5)
+    assert slot.missing_bytes is None
+    slot.missing_bytes = 7
+    note_kept(slot, 5)
+    assert slot.missing_bytes == 2
+    note_kept(slot, 5)
+    assert slot.missing_bytes == 0
