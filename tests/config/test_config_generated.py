@@ -108,7 +108,9 @@ def test_the_list_of_what_is_not_served_names_keys_that_exist() -> None:
 
 def test_check_says_ok_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert check(ROOT / "config.example.yaml") == 0
-    assert capsys.readouterr().out == "OK (2 model(s), engines: [llama, coder])\n"
+    memory, said = capsys.readouterr().out.splitlines()
+    assert memory.startswith("memory: ")
+    assert said == "OK (2 model(s), engines: [llama, coder])"
 
 
 def test_check_tells_every_problem_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

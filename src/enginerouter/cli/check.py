@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 
 from enginerouter.config.load import load
 from enginerouter.config.schema import schema_text
 from enginerouter.errors import ConfigError
+from enginerouter.swap.held import gib
+from enginerouter.swap.pick import Picked
 
 
 def check(path: Path) -> int:
@@ -23,8 +26,29 @@ def check(path: Path) -> int:
     for warning in loaded.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     config = loaded.config
+    try:
+        memory = asyncio.run(_memory(config.memory_source))
+    except ConfigError as error:
+        print("\n".join(f"config error: {problem}" for problem in error.problems), file=sys.stderr)
+        return 1
+    print(memory)
     print(f"OK ({len(config.models)} model(s), engines: [{', '.join(config.engines)}])")
     return 0
+
+
+async def _memory(wanted: str) -> str:
+    """Where memory would be read on this machine, and why. Raises ConfigError if what is asked for is not here."""
+    source = Picked(wanted)
+    try:
+        await source.start()
+        await source.refresh()
+        available = source.available()
+    finally:
+        await source.close()
+    for warning in source.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    said = f"{gib(available)} available" if available is not None else source.problem or "not read"
+    return f"memory: {source.name} – {source.why}; {said}"
 
 
 def schema() -> int:

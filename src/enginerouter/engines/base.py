@@ -7,7 +7,7 @@ calls `start` and `stop` of one slot at the same time. All methods may be called
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from enginerouter.errors import EngineCrashed
 from enginerouter.slots import SlotId
@@ -58,3 +58,11 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """End what the engine object owns here (connections, watchers). Running engines are left alone."""
+
+
+@runtime_checkable
+class HasProcesses(Protocol):
+    """An engine whose slots are processes of this machine, which the list of a card may name."""
+
+    async def pids(self, slot: SlotId) -> Collection[int]:
+        """The living processes of the slot's tree."""

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from enginerouter.engines.base import Engine
+from enginerouter.engines.base import Engine, HasProcesses
 from enginerouter.errors import EngineBusy, EngineFailed, FreeFailed, LeaseCut, RouterError, StartFailed
 from enginerouter.swap import drain, policy
 from enginerouter.swap.eviction import CannotFit, further
-from enginerouter.swap.held import describe, gib, learn_came_back, note_held
+from enginerouter.swap.held import describe, gib, is_off_devices, learn_came_back, note_held, own_bytes
 from enginerouter.swap.memory import MemorySource
 from enginerouter.swap.model import Lane, Lease, Rules, Slot, Swap
 from enginerouter.swap.phases import NOTHING_TO_DRAIN, Event, Phase
@@ -74,6 +74,8 @@ class Walk:
         self._target = lane.slots[plan.target] if plan.target is not None else None
         # Availability just before the first stop signal whose memory has not been waited for yet.
         self._before: int | None = None
+        # The processes of what was freed: as long as the cards list one, not all is gone.
+        self._ended_pids: set[int] = set()
         self.has_answered = False
 
     async def run(self) -> None:
@@ -194,14 +196,14 @@ class Walk:
     async def _free(self, slots: Sequence[Slot]) -> None:
         """Stop the slots, all at once, and see that they are gone. Raises FreeFailed; CalledOff while it still may."""
         self._enter("freeing")
-        own = await asyncio.gather(*(self._engine(s).held_bytes(s.id) for s in slots), return_exceptions=True)
+        own = await self._own_bytes(slots)
         if any(s.phase is Phase.DRAINING for s in slots):
             self._call_off_if_unwanted(slots)
         before = self._a.memory.available()
         if not any(s.phase is Phase.SETTLING for s in self._lane.slots.values()):
             self._before = before
         for slot, bytes_now in zip(slots, own, strict=True):
-            note_held(slot, bytes_now if isinstance(bytes_now, int) else None, before)
+            note_held(slot, bytes_now, before)
             self._a.move(slot, Event.FREE, self._why())
         results = await asyncio.gather(*(self._engine(s).stop(s.id) for s in slots), return_exceptions=True)
         failures: list[FreeFailed] = []
@@ -215,6 +217,29 @@ class Walk:
         if failures:
             await self._settle(None)
             raise failures[0]
+
+    async def _own_bytes(self, slots: Sequence[Slot]) -> list[int | None]:
+        """What each slot itself has of the pool now. Available memory and the cards' list are fresh afterwards."""
+        memory = self._a.memory
+        host = await asyncio.gather(*(self._engine(s).held_bytes(s.id) for s in slots), return_exceptions=True)
+        pids = await asyncio.gather(*(self._pids(s) for s in slots))
+        await memory.refresh()
+        self._ended_pids.update(*pids)
+        return [
+            own_bytes(
+                bytes_now if isinstance(bytes_now, int) else None,
+                its_pids,
+                memory.processes(),
+                counts_host_pages=memory.counts_host_pages,
+            )
+            for bytes_now, its_pids in zip(host, pids, strict=True)
+        ]
+
+    async def _pids(self, slot: Slot) -> Collection[int]:
+        engine = self._engine(slot)
+        if self._a.memory.processes() is None or not isinstance(engine, HasProcesses):
+            return ()
+        return await engine.pids(slot.id)
 
     # --- settle
 
@@ -242,11 +267,13 @@ class Walk:
             return Settled(Verdict.OFF, 0.0, None, held)
         readings: list[Reading] = []
         while True:
+            await source.refresh()
             now, available = self._a.now(), source.available()
             if available is None or self._before is None:
                 return Settled(Verdict.UNREADABLE, now - began_at, None, held)
             readings.append(Reading(now, available))
-            question = Question(self._before, held, need, is_gone=True, timeout_s=rules.settle_timeout_s)
+            is_gone = is_off_devices(self._ended_pids, source.processes())
+            question = Question(self._before, held, need, is_gone=is_gone, timeout_s=rules.settle_timeout_s)
             if said := verdict(readings, question):
                 return Settled(said, now - began_at, max(0, available - self._before), held)
             await asyncio.sleep(READ_EVERY_S)
@@ -283,6 +310,7 @@ class Walk:
         if available is None or available >= need:
             return
         await self._free_further(target, short_bytes=need - available)
+        await self._a.memory.refresh()
         available = self._a.memory.available()
         if available is not None and available < need:
             log.warning(
@@ -293,6 +321,7 @@ class Walk:
     async def _owed_back(self, need: int) -> int | None:
         """Available memory. What an earlier settle left missing, because its own target had enough, is waited for."""
         while True:
+            await self._a.memory.refresh()
             available, now = self._a.memory.available(), self._a.now()
             if available is None or available >= need or now >= self._lane.owed_until:
                 return available
@@ -309,6 +338,7 @@ class Walk:
 
     async def _start_once(self, target: Slot) -> None:
         self._enter("starting")
+        await self._a.memory.refresh()
         before = self._a.memory.available()
         target.before_start_bytes, target.drop_bytes, target.before_end_bytes = before, None, None
         self._a.move(target, Event.START, self._swap.plan.reason)
@@ -331,11 +361,14 @@ class Walk:
             raise EngineFailed(target.id.engine, f"the start of {target.id} was cancelled")
         if (failure := start.result()) is not None:
             raise failure
-        after = self._a.memory.available()
-        target.before_end_bytes = after
-        target.drop_bytes = None if before is None or after is None else max(0, before - after)
         target.learned.start_s = self._a.now() - began_at
         self._a.move(target, Event.READY, "")
+        # After the move: whoever waits for it need not wait for the reading.
+        await self._a.memory.refresh()
+        if target.phase in (Phase.READY, Phase.DRAINING):
+            after = self._a.memory.available()
+            target.before_end_bytes = after
+            target.drop_bytes = None if before is None or after is None else max(0, before - after)
 
     async def _attempt(self, target: Slot) -> RouterError | None:
         """One start. A failure is its result: an ordinary thing, and no traceback in the log."""

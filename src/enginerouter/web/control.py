@@ -79,6 +79,7 @@ class Control:
         return web.Response(body=self._registry.text().encode(), headers={"Content-Type": METRICS_TYPE})
 
     async def status(self, call: EdgeCall) -> web.StreamResponse:
+        await self._memory.refresh()
         now = time.monotonic()
         coordinator = self._coordinator
         slots = coordinator.slots.values()
@@ -87,7 +88,7 @@ class Control:
             {
                 "version": __version__,
                 "uptime_s": round(now - self._began_at, 1),
-                "memory": {"source": self._memory.name, "available_bytes": self._memory.available()},
+                "memory": _memory_status(self._memory),
                 "queued": coordinator.queued,
                 "swaps": [_swap_status(lane.swap, now) for lane in lanes.values() if lane.swap is not None],
                 "slots": [self._slot_status(s, now, call.identity) for s in slots],
@@ -181,6 +182,18 @@ class Control:
             target = self._directory.resolve(model, call.identity.may_name, lambda: None)
             return Named(target.slot, model)
         raise BadRequest('say which: {"model": "…"} or {"engine": "…"}')
+
+
+def _memory_status(memory: MemorySource) -> dict[str, Any]:
+    status: dict[str, Any] = {
+        "source": memory.name,
+        "why": memory.why,
+        "available_bytes": memory.available(),
+        "devices": [dataclasses.asdict(d) for d in memory.devices()],
+    }
+    if memory.problem:
+        status["problem"] = memory.problem
+    return status
 
 
 def _swap_status(swap: Swap, now: float) -> dict[str, Any]:
