@@ -19,7 +19,7 @@ from enginerouter.swap import drain, policy
 from enginerouter.swap.eviction import CannotFit, further
 from enginerouter.swap.held import describe, gib, is_off_devices, learn_came_back, note_held, own_bytes
 from enginerouter.swap.memory import MemorySource
-from enginerouter.swap.model import Lane, Lease, Rules, Slot, Swap
+from enginerouter.swap.model import DrainPolicy, Lane, Lease, Rules, Slot, Swap
 from enginerouter.swap.phases import NOTHING_TO_DRAIN, Event, Phase
 from enginerouter.swap.settle import (
     READ_EVERY_S,
@@ -95,11 +95,12 @@ class Walk:
         if broken := [v for v in victims if v.phase in NOTHING_TO_DRAIN]:
             # What will not go is found out before anybody is drained for it.
             await self._clear(broken)
-            victims = self._confirm() if self._target is not None else []
+            victims = self._confirm() if self._target is not None or self._is_for_hold else []
         if victims:
             await self._clear(victims)
         if self._target is not None:
-            await self._settle(self._target.expected_bytes)
+            # For a hold that came meanwhile, all of it has to come back.
+            await self._settle(self._target.expected_bytes if self._lane.hold is None else None)
             await self._start(self._target)
         else:
             await self._settle(None)
@@ -109,11 +110,21 @@ class Walk:
         await self._drain(victims)
         await self._free(victims)
 
+    @property
+    def _is_for_hold(self) -> bool:
+        return self._swap.plan.reason == policy.HOLD
+
     # --- may it begin
 
     def _confirm(self) -> list[Slot]:
         """The victims as things are now: the check took time, and the request that asked for this may have left."""
         target, now, rules = self._target, self._a.now(), self._a.rules
+        if self._is_for_hold:
+            if self._lane.hold is None:
+                raise CalledOff
+            return policy.in_the_way_of_hold(self._lane)
+        if target is not None and self._lane.hold is not None:
+            raise CalledOff
         if target is None:
             victims = [self._lane.slots[v] for v in self._swap.plan.victims]
             if any(v.has_work and v.phase is Phase.READY for v in victims):
@@ -150,7 +161,7 @@ class Walk:
         while leases := [lease for v in victims for lease in v.leases]:
             self._call_off_if_unwanted(victims)
             now = self._a.now()
-            look = drain.look(leases, began_at, now, policy=rules.on_drain_timeout, timeout_s=rules.drain_timeout_s)
+            look = drain.look(leases, began_at, now, policy=self._drain_policy(), timeout_s=rules.drain_timeout_s)
             if look.is_refused:
                 self._refuse(victims)
             for lease in look.cut:
@@ -163,6 +174,12 @@ class Walk:
             await self._changed(look.next_look if look.next_look is not None else cut_until)
         self._call_off_if_unwanted(victims)
 
+    def _drain_policy(self) -> DrainPolicy:
+        hold = self._lane.hold
+        if self._is_for_hold and hold is not None and hold.drain is not None:
+            return hold.drain
+        return self._a.rules.on_drain_timeout
+
     def _cut(self, lease: Lease) -> None:
         slot, seconds = lease.slot.id, self._a.rules.drain_timeout_s
         why = f"for {self._target.id}" if self._target is not None else f"({self._swap.plan.reason})"
@@ -172,6 +189,9 @@ class Walk:
         reason = self._swap.plan.reason
         if self._target is not None and not self._target.queue and reason != "preload":
             self._reopen(victims, "nobody waits any more")
+            raise CalledOff("called_off")
+        if self._is_for_hold and self._lane.hold is None:
+            self._reopen(victims, "the hold has ended")
             raise CalledOff("called_off")
         if self._target is None and reason == "idle" and any(v.queue for v in victims):
             self._reopen(victims, "wanted again")
@@ -222,8 +242,8 @@ class Walk:
         """What each slot itself has of the pool now. Available memory and the cards' list are fresh afterwards."""
         memory = self._a.memory
         host = await asyncio.gather(*(self._engine(s).held_bytes(s.id) for s in slots), return_exceptions=True)
-        pids = await asyncio.gather(*(self._pids(s) for s in slots))
         await memory.refresh()
+        pids = await asyncio.gather(*(self._pids(s) for s in slots))
         self._ended_pids.update(*pids)
         return [
             own_bytes(
@@ -337,6 +357,8 @@ class Walk:
             await self._settle(target.expected_bytes)
 
     async def _start_once(self, target: Slot) -> None:
+        if self._lane.hold is not None:
+            raise StartEnded
         self._enter("starting")
         await self._a.memory.refresh()
         before = self._a.memory.available()

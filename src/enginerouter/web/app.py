@@ -237,6 +237,8 @@ class Router:
             ("POST", "/admin/swap", control.swap, "admin"),
             ("POST", "/admin/unload", control.unload, "admin"),
             ("POST", "/admin/reset", control.reset, "admin"),
+            ("POST", "/admin/hold", control.hold, "admin"),
+            ("POST", "/admin/release", control.release, "admin"),
         ]
         yield from (Route(method, path, handler, access) for method, path, handler, access in rows)
 

@@ -101,6 +101,8 @@ class Telemetry:
         gauge = self.registry.gauge
         gauge("engine_state", "1 for the phase a slot is in.", ("engine", "phase"), read=states)
         gauge("engine_uptime_seconds", "Time since the slot became ready; 0 when it is not.", ("engine",), read=uptimes)
+        gauge("memory_held", "1 while memory is kept free for another program (/admin/hold).",
+              read=lambda: {(): float(coordinator.current_hold is not None)})  # fmt: skip
         gauge("queue_depth", "Requests that wait for a lease.", read=lambda: {(): float(coordinator.queued)})
         gauge(
             "in_flight",
