@@ -147,6 +147,19 @@ async def test_engines_without_memory_of_their_own_serve_on():
 
 
 @virtual
+async def test_a_hold_during_the_start_of_the_router_waits_for_what_an_earlier_one_left_running():
+    world = World(["a"])
+    world.engine("a").to_adopt = [sid("a")]
+    hold = world.coordinator.hold("comfy")
+    await settle_down()
+    assert not hold.is_free
+    async with world:
+        await decided(hold)
+        assert world.resident() == []
+        assert [str(s) for _, s in world.engine("a").stops] == ["a"]
+
+
+@virtual
 async def test_a_second_owner_is_refused_and_the_first_may_say_it_again():
     async with World(["a"]) as world:
         first = world.coordinator.hold("comfy", expires_s=10.0)

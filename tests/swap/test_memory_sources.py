@@ -427,5 +427,5 @@ async def test_every_source_can_be_asked_for():
 
 
 async def test_nvidia_asked_for_where_no_tool_is_there_is_an_error():
-    with pytest.raises(ConfigError, match="memory_source: 'nvidia' is asked for, but there is no NVIDIA card"):
+    with pytest.raises(ConfigError, match=r"'nvidia' is asked for, .*neither nvidia-smi nor the extra `gpu`"):
         await Picked("nvidia", reader=lambda: None, amd=no_amd).start()

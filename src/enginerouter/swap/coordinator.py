@@ -422,7 +422,7 @@ class Coordinator:
             lane.changed.set()
         elif self._has_started and not self._is_closing:
             until = self._next(lane, now)
-        if lane.hold is not None and lane.swap is None and not lane.residents():
+        if lane.hold is not None and self._has_started and lane.swap is None and not lane.residents():
             lane.hold.decide(True)
         self._run_clocks(lane, now)
         self._set_timer(lane, until)

@@ -145,11 +145,10 @@ class Picked:
         try:
             if nvidia is not None:
                 await nvidia.start()
-            survey = Survey(
-                tuple(nvidia.devices()) if nvidia is not None else (),
-                nvidia.problem if nvidia is not None and not nvidia.devices() else "",
-                tuple(amd.devices()),
-            )
+            problem = nvidia.problem if nvidia is not None and not nvidia.devices() else ""
+            if nvidia is None and self._wanted == "nvidia":
+                problem = "neither nvidia-smi nor the extra `gpu` is installed"
+            survey = Survey(tuple(nvidia.devices()) if nvidia is not None else (), problem, tuple(amd.devices()))
             choice = choose(self._wanted, survey)
         finally:
             if nvidia is not None and not any(d.is_readable for d in nvidia.devices()):
