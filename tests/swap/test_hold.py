@@ -139,6 +139,20 @@ async def test_a_start_under_way_is_ended_and_its_waiters_are_refused_or_go_on_w
 
 
 @virtual
+async def test_a_swap_beyond_its_point_of_no_return_frees_for_the_hold_and_starts_nothing():
+    async with World(["a", "b"], scripts={"a": Script(late_s=2.0)}) as world:
+        await world.serve("a")
+        asked = world.request("b")
+        await world.in_phase("a", "settling")
+        hold = world.coordinator.hold("comfy", mode="queue")
+        await decided(hold)
+        assert world.machine.truly_available() == world.machine.total
+        assert world.diary.starts() == ["a"]
+        world.coordinator.release()
+        assert await asked == "answered by b"
+
+
+@virtual
 async def test_engines_without_memory_of_their_own_serve_on():
     async with World(["a", spec("cpu", holds_memory=False)]) as world:
         await world.serve("cpu")
