@@ -90,6 +90,14 @@ class NotResident(BadRequest):
     is_retryable = False
 
 
+class HeldByOther(BadRequest):
+    """The memory is held by another owner than the one who speaks."""
+
+    status = 409
+    code = "held"
+    is_retryable = False
+
+
 class TooLarge(BadRequest):
     status = 413
     code = "request_too_large"
@@ -214,6 +222,12 @@ class Pinned(EngineUnavailable):
 
     code = "pinned"
     is_retryable = False
+
+
+class Held(EngineUnavailable):
+    """The memory is kept free for another program (`/admin/hold`)."""
+
+    code = "held"
 
 
 class StartCircuitOpen(EngineUnavailable):

@@ -110,7 +110,9 @@ def test_the_list_of_what_is_not_served_names_keys_that_exist() -> None:
 
 def test_check_says_ok_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert check(ROOT / "config.example.yaml") == 0
-    assert capsys.readouterr().out == "OK (2 model(s), engines: [llama, coder])\n"
+    memory, said = capsys.readouterr().out.splitlines()
+    assert memory.startswith("memory: ")
+    assert said == "OK (2 model(s), engines: [llama, coder])"
 
 
 def test_check_tells_every_problem_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,13 +131,13 @@ def test_check_tells_every_problem_and_fails(tmp_path: Path, capsys: pytest.Capt
 
 def test_check_shows_warnings_beside_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "config.yaml"
-    file.write_text("prot: 1\nhost: 0.0.0.0\nmemory_source: nvidia\n")
+    file.write_text("prot: 1\nhost: 0.0.0.0\ndiscover: {enabled: true}\n")
     assert check(file) == 1
     err = capsys.readouterr().err
     assert "config error:" in err
     assert "warning:" in err
     assert "no api_keys are set" in err
-    assert "'memory_source: nvidia'" in err
+    assert "'discover'" in err
     assert err.endswith(": 1 problem\n")
 
 

@@ -265,15 +265,10 @@ def test_an_open_host_without_keys_is_warned_of() -> None:
 
 
 def test_what_is_not_served_yet_is_warned_of_once_for_each_feature() -> None:
-    text = (
-        "engines: {o: {type: ollama}, p: {type: ollama}}\n"
-        "models: [{id: m, engine: o, set_params: {a: 1}}]\n"
-        "memory_source: nvidia\n"
-    )
+    text = "engines: {o: {type: ollama}, p: {type: ollama}}\nmodels: [{id: m, engine: o, set_params: {a: 1}}]\n"
     warnings = [str(w) for w in loaded(text).warnings if "not served" in w.message]
     assert len(warnings) == 3
     assert any("'type: ollama'" in w and "(also engines.p.type)" in w for w in warnings)
-    assert any("'memory_source: nvidia'" in w for w in warnings)
 
 
 def test_engines_on_different_cards_are_warned_of() -> None:

@@ -24,6 +24,7 @@ from enginerouter.config.model import Alias, Config, Model
 from enginerouter.engines.base import OnExit
 from enginerouter.errors import EngineCrashed, RouterError
 from enginerouter.slots import SlotId
+from enginerouter.swap.memory import HostSource
 from enginerouter.swap.phases import Phase
 from enginerouter.web.app import Router
 
@@ -65,7 +66,7 @@ class Gate:
         await self._open.wait()
 
 
-class FakeMemory:
+class FakeMemory(HostSource):
     """Available memory, as a test wants it."""
 
     name = "fake"

@@ -110,8 +110,9 @@ class RealRouter:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._config = folder / "config.yaml"
-        # JSON is YAML.
-        self._config.write_text(json.dumps({"port": self.port, "engines": engines, **settings}, indent=1))
+        # These engines hold the host's memory, also where there is a card. JSON is YAML.
+        base = {"port": self.port, "memory_source": Meminfo.name, "engines": engines}
+        self._config.write_text(json.dumps(base | settings, indent=1))
         self._stderr = folder / "stderr.log"
         self.process: subprocess.Popen[bytes] | None = None
 

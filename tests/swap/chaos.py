@@ -14,8 +14,9 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
-from enginerouter.errors import RouterError
+from enginerouter.errors import HeldByOther, RouterError
 from enginerouter.slots import SlotId
+from enginerouter.swap.hold import Hold
 from enginerouter.swap.model import Rules, SlotSpec, SwapReport
 from enginerouter.swap.phases import Phase
 from swap.fakes import GIB, Machine, Script, World, leased, sid
@@ -41,7 +42,10 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Blow:
-    """Something that happens to a slot: crash, an outcome of its next start, stuck, swap (said aloud), unload."""
+    """Something that happens to a slot: crash, an outcome of its next start, stuck, swap (said aloud), unload.
+
+    Or to all of them: hold (refuse or queue, for a time or until the release), release.
+    """
 
     at: float
     kind: str
@@ -84,6 +88,8 @@ class Record:
     swaps: list[tuple[float, float, SwapReport]] = field(default_factory=list)
     operators: list[float] = field(default_factory=list)
     lowest: int = 0
+    holds: list[tuple[float, float]] = field(default_factory=list)
+    frees: int = 0
 
     def outcomes(self) -> Counter[str]:
         return Counter(v.outcome for v in self.visits)
@@ -138,6 +144,9 @@ def draw(seed: int, arrivals: int = 120, *, is_calm: bool = False) -> Life:
         for n in names
     }
     has_priorities = dice.random() < 0.25
+    # Dice of their own: a life without holds is the same as before there were any.
+    holds = random.Random(~seed)
+    has_holds = not is_calm and holds.random() < 0.3
     pace = dice.choice([0.05, 0.2, 0.6])
     at, came, blows = 0.0, [], []
     for _ in range(arrivals):
@@ -153,6 +162,9 @@ def draw(seed: int, arrivals: int = 120, *, is_calm: bool = False) -> Life:
                 byte_every_s=dice.choice([None, 0.4]),
             )
         )
+        if has_holds and holds.random() < 0.04:
+            kind = holds.choice(["hold refuse", "hold queue", "hold refuse 2", "hold queue 2", "release", "release"])
+            blows.append(Blow(at, kind, names[0]))
         if not is_calm and dice.random() < 0.12:
             kind = dice.choice(
                 ["crash", "crash", "fail", "oom", "timeout", "crash at ready", "stuck", "swap", "unload"]
@@ -171,6 +183,8 @@ class Watch:
         self._world = world
         self._record = record
         self._slots = list(world.coordinator.slots.values())
+        self._hold: Hold | None = None
+        self._starts = 0
         self._holders = {s.id: s.spec for s in self._slots if s.spec.holds_memory}
 
     def step(self) -> None:
@@ -178,6 +192,7 @@ class Watch:
         world = self._world
         resident = {s.id for s in self._slots if s.phase is not Phase.COLD and s.id in self._holders}
         assert self._may_be_together(resident), f"{now():.4f}: resident together: {sorted(map(str, resident))}"
+        self._look_at_hold(resident)
         running = world.machine.running.keys() & self._holders.keys()
         assert running <= resident, f"{now():.4f}: runs unseen: {running - resident}"
         queued = 0
@@ -191,11 +206,29 @@ class Watch:
         assert queued == world.coordinator.queued
         assert queued <= world.rules.max_queued + 20  # operators are let in beyond it
 
+    def _look_at_hold(self, resident: set[SlotId]) -> None:
+        """Under a hold nothing that has memory starts, and once it is free, nothing is resident."""
+        hold, record = self._world.coordinator.current_hold, self._record
+        if hold is not self._hold:
+            if self._hold is not None:
+                record.holds.append((self._hold.began_at, now()))
+            self._hold, self._starts = hold, self._started()
+        if hold is not None:
+            assert self._started() == self._starts, f"{now():.4f}: started under the hold of {hold.owner}"
+            if hold.is_free:
+                assert not resident, f"{now():.4f}: resident under a hold: {resident}"
+                record.frees += 1
+
+    def _started(self) -> int:
+        return sum(s in self._holders for _, s, _, after in self._world.diary.moves if after is Phase.STARTING)
+
     def at_rest_within_the_turn(self) -> None:
         """Between turns of the loop: who can be served has been."""
         self.step()
         for slot in self._slots:
-            assert not (slot.phase is Phase.READY and slot.queue and slot.has_room), f"{slot.id}: a grant was forgotten"
+            is_held = slot.id in self._holders and self._world.coordinator.current_hold is not None
+            is_forgotten = slot.phase is Phase.READY and slot.queue and slot.has_room and not is_held
+            assert not is_forgotten, f"{slot.id}: a grant was forgotten"
 
     def _may_be_together(self, slots: set[SlotId]) -> bool:
         if len(slots) <= 1:
@@ -241,9 +274,15 @@ async def _live(life: Life) -> Record:
             elif event.kind == "swap":
                 record.operators.append(now())
                 tasks.append(asyncio.get_running_loop().create_task(_said_aloud(world, watch, event.slot)))
+            elif event.kind.startswith("hold"):
+                _hold(world, event)
+            elif event.kind == "release":
+                world.coordinator.release()
             else:
                 _strike(world, event)
             watch.at_rest_within_the_turn()
+        world.coordinator.release()
+        watch.at_rest_within_the_turn()
         # Everybody ends by what is promised, not by our patience: the longest hold and the longest queue are bounded.
         async with asyncio.timeout(3000.0):
             await asyncio.gather(*tasks)
@@ -291,6 +330,17 @@ async def _said_aloud(world: World, watch: Watch, slot: SlotId) -> None:
     with contextlib.suppress(RouterError):
         await world.coordinator.swap_to(slot)
     watch.step()
+
+
+def _hold(world: World, blow: Blow) -> None:
+    """`hold queue 2`: by another owner, without an end; somebody releases it."""
+    _, mode, *more = blow.kind.split()
+    with contextlib.suppress(HeldByOther):
+        world.coordinator.hold(
+            "second" if more else "first",
+            mode="queue" if mode == "queue" else "refuse",
+            expires_s=None if more else 3.0,
+        )
 
 
 def _strike(world: World, blow: Blow) -> None:
@@ -342,6 +392,8 @@ def check_waits(record: Record) -> None:
         came, until = visit.arrival.at, visit.waited_until
         if until - came < 1.0:
             continue
+        if any(began <= until and ended >= came for began, ended in record.holds):
+            continue  # a hold is an operator's word: it lasts as long as it is told to
         ahead = [(b, e, r) for b, e, r in record.swaps if b < until and e > came and _shares_lane(specs, r)]
         in_swaps = sum(min(e, until) - max(b, came) for b, e, _ in ahead)
         words = sum(came <= at <= until for at in record.operators)
@@ -378,7 +430,7 @@ def check_ends(record: Record) -> None:
     """Every arrival ended exactly once, in one of the ways there are."""
     ways = {
         "answered", "left", "cut_for_swap", "engine_crashed", "start_failed", "start_timeout", "free_failed",
-        "queue_full", "queue_timeout", "pinned", "start_circuit_open",
+        "queue_full", "queue_timeout", "pinned", "start_circuit_open", "held",
     }  # fmt: skip
     assert all(v.ended_at is not None for v in record.visits)
     assert set(record.outcomes()) <= ways, record.outcomes()

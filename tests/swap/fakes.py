@@ -17,6 +17,7 @@ from enginerouter.engines.base import OnExit
 from enginerouter.errors import EngineCrashed, FreeFailed, PortTaken, StartFailed, StartTimedOut
 from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
+from enginerouter.swap.memory import HostSource
 from enginerouter.swap.model import Learned, Lease, Rules, SlotSpec, SwapReport
 from enginerouter.swap.phases import Phase
 from swap.virtual_time import now
@@ -65,7 +66,7 @@ class Returning:
         return max(0, int(self.size - (at - self.start) * self.bytes_s))
 
 
-class Machine:
+class Machine(HostSource):
     """One pool of memory and what is really in it. Also the MemorySource of the coordinator."""
 
     name = "fake"

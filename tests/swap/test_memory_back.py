@@ -7,7 +7,7 @@ import mmap
 
 import pytest
 
-from enginerouter.swap.memory import Meminfo, NoSource, Psutil, pick_source
+from enginerouter.swap.memory import Meminfo
 from enginerouter.swap.model import Learned, Rules
 from enginerouter.swap.settle import Verdict
 from swap.fakes import GIB, MIB, Machine, Script, World, sid, spec
@@ -262,7 +262,7 @@ def test_meminfo_is_read_in_bytes(tmp_path):
 
 
 def test_pages_that_the_kernel_keeps_for_one_cpu_count_as_available(tmp_path):
-    """Free pages that MemAvailable leaves out: after the exit of an engine, hundreds of MiB for many seconds."""
+    """They are free, but MemAvailable leaves them out: after an engine's exit, hundreds of MiB for many seconds."""
     (tmp_path / "meminfo").write_text("MemAvailable: 1000 kB\n")
     (tmp_path / "zoneinfo").write_text(
         "Node 0, zone   Normal\n  pages free     38334\n        high     14558\n  pagesets\n    cpu: 0\n"
@@ -277,11 +277,3 @@ def test_meminfo_without_the_line_is_unreadable(tmp_path, text: str):
     path.write_text(text)
     assert Meminfo(path).available() is None
     assert Meminfo(tmp_path / "none").available() is None
-
-
-def test_every_source_can_be_asked_for():
-    assert pick_source("none").available() is None
-    assert isinstance(pick_source("none"), NoSource)
-    assert isinstance(pick_source("psutil"), Psutil)
-    assert (pick_source("psutil").available() or 0) > 0
-    assert (pick_source("auto").available() or 0) > 0

@@ -6,9 +6,11 @@ import asyncio
 
 import pytest
 
+from enginerouter.swap.hold import Hold
 from enginerouter.swap.model import Lane, Lease, Plan, Rules, Slot, SlotSpec, Swap, Ticket
 from enginerouter.swap.phases import Phase
 from enginerouter.swap.policy import (
+    HOLD,
     Begin,
     Refuse,
     Wait,
@@ -267,11 +269,40 @@ def test_a_start_that_fits_beside_the_other_goes_on():
 
 def test_a_ready_slot_grants_in_order_up_to_its_limit():
     ready = wait_for(wait_for(slot("a", Phase.READY, busy=1, max_in_flight=2)))
-    assert grantable(ready) is ready.queue[0]
+    assert grantable(ready, lane(ready)) is ready.queue[0]
     ready.leases.add(Lease(ready, NOW, lambda _: None))
-    assert grantable(ready) is None
+    assert grantable(ready, lane(ready)) is None
 
 
 @pytest.mark.parametrize("phase", [p for p in Phase if p is not Phase.READY])
 def test_nothing_but_a_ready_slot_grants(phase: Phase):
-    assert grantable(wait_for(slot("a", phase))) is None
+    waiting = wait_for(slot("a", phase))
+    assert grantable(waiting, lane(waiting)) is None
+
+
+# --- holds
+
+
+def held(*slots: Slot) -> Lane:
+    found = lane(*slots)
+    found.hold = Hold("comfy", "queue", began_at=NOW)
+    return found
+
+
+def test_under_a_hold_everything_goes_pinned_and_busy_or_not():
+    slots = [slot("a", Phase.READY, busy=1), slot("b", Phase.READY, is_pinned=True), slot("c", Phase.CRASHED)]
+    step = next_step(held(*slots, slot("d"), slot("e", Phase.SETTLING)), RULES, NOW)
+    assert isinstance(step, Begin)
+    assert step.plan == Plan(None, tuple(s.id for s in slots), HOLD)
+
+
+def test_under_a_hold_nothing_starts_and_nobody_is_let_in():
+    cold, ready = wait_for(slot("a")), wait_for(slot("b", Phase.READY))
+    assert next_step(held(cold, slot("c", is_preloaded=True)), RULES, NOW) == Wait(None)
+    assert grantable(ready, held(ready)) is None
+    assert not is_clock_running(cold, held(cold, ready), RULES)
+
+
+def test_a_hold_ends_a_start_whoever_waits_for_it():
+    starting = wait_for(slot("a", Phase.STARTING))
+    assert should_end_start(held(starting), starting, RULES)

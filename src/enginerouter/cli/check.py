@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 from enginerouter.config.load import load
 from enginerouter.config.schema import schema_text
 from enginerouter.errors import ConfigError, Problem
+from enginerouter.swap.held import gib
+from enginerouter.swap.pick import Picked
 
 
 def check(path: Path) -> int:
@@ -24,6 +27,12 @@ def check(path: Path) -> int:
         return 1
     _warn(loaded.warnings)
     config = loaded.config
+    try:
+        memory = asyncio.run(_memory(config.memory_source))
+    except ConfigError as error:
+        print("\n".join(f"config error: {problem}" for problem in error.problems), file=sys.stderr)
+        return 1
+    print(memory)
     print(f"OK ({len(config.models)} model(s), engines: [{', '.join(config.engines)}])")
     return 0
 
@@ -31,6 +40,21 @@ def check(path: Path) -> int:
 def _warn(warnings: Iterable[Problem]) -> None:
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
+
+
+async def _memory(wanted: str) -> str:
+    """Where memory would be read on this machine, and why. Raises ConfigError if what is asked for is not here."""
+    source = Picked(wanted)
+    try:
+        await source.start()
+        await source.refresh()
+        available = source.available()
+    finally:
+        await source.close()
+    for warning in source.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    said = f"{gib(available)} available" if available is not None else source.problem or "not read"
+    return f"memory: {source.name} – {source.why}; {said}"
 
 
 def schema() -> int:

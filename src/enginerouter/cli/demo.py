@@ -20,6 +20,7 @@ import aiohttp
 from enginerouter.config.load import load_text
 from enginerouter.config.model import Config
 from enginerouter.slots import SlotId
+from enginerouter.swap.memory import host_source
 from enginerouter.swap.phases import Phase
 from enginerouter.tasks import TaskGroup
 from enginerouter.web.app import Router
@@ -71,8 +72,9 @@ def demo_config(folder: Path, *, port: int, memory_mib: int, load_s: float) -> C
         }
         for name in ENGINES
     }
-    # JSON is YAML.
-    text = json.dumps({"port": port, "log_file": None, "engines": engines, "swap_min_residency_s": 0.5})
+    # The engines hold the host's memory, also where there is a card. JSON is YAML.
+    settings = {"log_file": None, "swap_min_residency_s": 0.5, "memory_source": host_source().name}
+    text = json.dumps({"port": port, "engines": engines, **settings})
     return load_text(text, base_dir=folder, file="demo").config
 
 

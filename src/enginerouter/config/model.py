@@ -229,7 +229,12 @@ class Config:
         float, Key("Longest wait for freed memory to come back; 0 = do not wait.", "s", ge=0)
     ] = 25.0
     memory_source: Annotated[
-        Literal["auto", "meminfo", "psutil", "nvidia", "amd", "none"], Key("Where free memory is read.")
+        Literal["auto", "meminfo", "psutil", "nvidia", "amd", "none"],
+        Key(
+            "Where free memory is read. `auto`: discrete NVIDIA cards, else discrete AMD cards, else the host "
+            "(`meminfo` on Linux, `psutil` elsewhere), which also is the pool of unified machines. "
+            "`nvidia` and `amd` do not start without a card. `enginerouter check` says what was picked.",
+        ),
     ] = "auto"
     memory_budget_gib: Annotated[
         float | None,

@@ -25,8 +25,6 @@ UNSERVED: Final = (
     "models.*.strip_params",
     "aliases.*.chain",
     "api_keys.*.remote",
-    "memory_source=nvidia",
-    "memory_source=amd",
     "discover",
     "health",
     "cache",

@@ -69,3 +69,11 @@ class Sleeper(Protocol):
 
     async def end(self, slot: SlotId) -> None:
         """`stop` for good, also of a slot that is asleep. Raises FreeFailed."""
+
+
+@runtime_checkable
+class HasProcesses(Protocol):
+    """An engine whose slots are processes of this machine, which the list of a card may name."""
+
+    async def pids(self, slot: SlotId) -> Collection[int]:
+        """The living processes of the slot's tree."""

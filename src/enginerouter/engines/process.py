@@ -245,6 +245,10 @@ class GenericProcessEngine:
             return None  # only the client is here; the memory is in a tree of the container's daemon
         return await asyncio.to_thread(proctree.held_bytes, await child.tree.alive())
 
+    async def pids(self, slot: SlotId) -> Collection[int]:
+        child = self._children.get(slot)
+        return {key.pid for key in await child.tree.alive()} if child is not None else ()
+
     async def stopped_state(self, slot: SlotId) -> str | None:
         child = self._children.get(slot)
         if child is None:

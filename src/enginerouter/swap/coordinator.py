@@ -17,6 +17,7 @@ from enginerouter.engines.base import Engine, Sleeper
 from enginerouter.errors import (
     EngineCrashed,
     EngineFailed,
+    EngineUnavailable,
     FreeFailed,
     LeaseCut,
     QueueFull,
@@ -27,6 +28,7 @@ from enginerouter.errors import (
 from enginerouter.slots import SlotId
 from enginerouter.swap import circuit, eta, lookout, policy, words
 from enginerouter.swap.eviction import CannotFit, plan_eviction
+from enginerouter.swap.hold import Hold, HoldDrain, HoldMode
 from enginerouter.swap.memory import MemorySource
 from enginerouter.swap.model import (
     Lane,
@@ -49,6 +51,7 @@ log = logging.getLogger(__name__)
 
 # A slot that dies this soon after it was ready has not proved that it can serve.
 PROVED_AFTER_S = 60.0
+_IN_USE = frozenset({Phase.STARTING, Phase.READY, Phase.DRAINING})
 
 
 class Coordinator:
@@ -68,6 +71,8 @@ class Coordinator:
         learned = learned or {}
         self._slots = {s.id: Slot(s, learned=learned.get(s.id) or Learned()) for s in specs}
         self._lanes = _lanes(self._slots.values())
+        # Where memory is held: the lane of all that has any.
+        self._pool = next((lane for lane in self._lanes if any(_has_memory(s) for s in lane.slots.values())), Lane({}))
         self._lane_of = {slot_id: lane for lane in self._lanes for slot_id in lane.slots}
         self._engines = engines
         self._rules = rules
@@ -126,6 +131,7 @@ class Coordinator:
         self._is_closing = True
         for slot in self._slots.values():
             self._reject(slot, ShuttingDown("the router is shutting down; try again shortly", retry_after_s=5))
+        self._end_hold(self._pool, "the router is shutting down")
         for lane in self._lanes:
             self._dispatch(lane)  # a drain for those who waited is called off
 
@@ -183,6 +189,8 @@ class Coordinator:
         slot = self._slots[slot_id]
         if slot.phase is not Phase.READY or slot.queue or not slot.has_room or self._is_closing:
             return None
+        if self._lane_of[slot_id].hold is not None:
+            return None
         return self._lease(slot)
 
     def lease_beside(self, slot_id: SlotId) -> Lease | None:
@@ -193,12 +201,14 @@ class Coordinator:
     def enqueue(self, slot_id: SlotId, *, priority: int = 0, is_explicit: bool = False) -> Ticket:
         """A place in the queue. The caller awaits `granted` and, whatever happens, calls `leave` or uses the lease.
 
-        Raises QueueFull, StartCircuitOpen or ShuttingDown; other reasons come through `granted`.
+        Raises QueueFull, StartCircuitOpen, Held or ShuttingDown; other reasons come through `granted`.
         """
         slot, now = self._slots[slot_id], self._now()
         lane = self._lane_of[slot_id]
         if self._is_closing:
             raise ShuttingDown("the router is shutting down; try again shortly", retry_after_s=5)
+        if (hold := lane.hold) is not None and hold.mode == "refuse" and not hold.is_over(now):
+            raise hold.refusal(now)
         if is_explicit:
             slot.circuit = circuit.CLOSED
         elif _may_not_start(slot, now):
@@ -222,7 +232,7 @@ class Coordinator:
             slot.queue.append(ticket)
         self._queued += 1
         self._dispatch(lane)
-        if lane.swap is not None and slot.phase is Phase.COLD:
+        if lane.swap is not None and lane.hold is None and slot.phase is Phase.COLD:
             self._refuse_if_pinned(slot, lane)
         return ticket
 
@@ -305,6 +315,56 @@ class Coordinator:
         self._dispatch(self._lane_of[slot_id])
         return True
 
+    def hold(
+        self, owner: str, *, mode: HoldMode = "refuse", expires_s: float | None = None, drain: HoldDrain | None = None
+    ) -> Hold:
+        """Free all memory and keep it free for `owner`, who may say so again with other words. Pins do not count.
+
+        `Hold.decided` tells when it is free, or that it will not be. Raises HeldByOther or ShuttingDown.
+        """
+        lane, now = self._pool, self._now()
+        if self._is_closing:
+            raise ShuttingDown("the router is shutting down; try again shortly", retry_after_s=5)
+        if lane.hold is not None and lane.hold.is_over(now):
+            self._end_hold(lane, "it has expired")
+        if lane.hold is not None and lane.hold.owner != owner:
+            raise lane.hold.taken(owner)
+        if lane.hold is None:
+            lane.hold = Hold(owner, mode, began_at=now)
+            for slot in lane.slots.values():
+                if slot.spec.is_pinned and not slot.is_unload_wanted and slot.phase in _IN_USE:
+                    slot.wish = "preload"  # again, when the hold is over
+        hold = lane.hold
+        hold.mode, hold.drain = mode, drain
+        hold.expires_at = None if expires_s is None else now + expires_s
+        log.info("memory is held for %r (%s)%s", owner, mode, "" if expires_s is None else f" for {expires_s:g} s")
+        if mode == "refuse":
+            for slot in lane.slots.values():
+                self._reject(slot, hold.refusal(now))
+        self._dispatch(lane)
+        return hold
+
+    def release(self, owner: str | None = None) -> bool:
+        """End the hold (of `owner`, or whoever has it); False if there is none. Raises HeldByOther."""
+        lane = self._pool
+        if lane.hold is None:
+            return False
+        if owner is not None and lane.hold.owner != owner:
+            raise lane.hold.taken(owner)
+        self._end_hold(lane, "it was released")
+        self._dispatch(lane)
+        return True
+
+    def _end_hold(self, lane: Lane, why: str, error: RouterError | None = None) -> None:
+        hold, lane.hold = lane.hold, None
+        if hold is None:
+            return
+        log.log(logging.WARNING if error is not None else logging.INFO, "the hold of %r has ended: %s", hold.owner, why)
+        hold.decide(error or EngineUnavailable(f"the hold ended before the memory was free: {why}"))
+        for slot in lane.slots.values():
+            if slot.phase in (Phase.READY, Phase.DRAINING):
+                slot.wish = ""  # it never left
+
     def reset(self, slot_id: SlotId) -> None:
         """Close the start circuit."""
         self._slots[slot_id].circuit = circuit.CLOSED
@@ -323,6 +383,11 @@ class Coordinator:
     @property
     def is_closing(self) -> bool:
         return self._is_closing
+
+    @property
+    def current_hold(self) -> Hold | None:
+        """For reading only."""
+        return self._pool.hold
 
     def lane_of(self, slot_id: SlotId) -> Lane:
         """For reading only."""
@@ -356,10 +421,12 @@ class Coordinator:
     def _dispatch(self, lane: Lane) -> None:
         """Grant what can be granted, begin what should begin, wake up when there may be more to do."""
         now = self._now()
+        if lane.hold is not None and lane.hold.is_over(now):
+            self._end_hold(lane, "it has expired")
         for slot in lane.slots.values():
             if slot.queue and _may_not_start(slot, now):
                 self._reject(slot, words.circuit_open(slot, now))
-            while ticket := policy.grantable(slot):
+            while ticket := policy.grantable(slot, lane):
                 slot.queue.popleft()
                 self._queued -= 1
                 if not ticket.granted.done():
@@ -370,6 +437,8 @@ class Coordinator:
             lane.changed.set()
         elif self._has_started and not self._is_closing:
             until = self._next(lane, now)
+        if lane.hold is not None and self._has_started and lane.swap is None and not lane.residents():
+            lane.hold.decide(True)
         self._run_clocks(lane, now)
         self._set_timer(lane, until)
 
@@ -414,6 +483,8 @@ class Coordinator:
         deadlines = [min(t.arrived_at for t in s.queue) + limit for s in waiting]
         if until is not None:
             deadlines.append(until)
+        if lane.hold is not None and lane.hold.expires_at is not None:
+            deadlines.append(lane.hold.expires_at)
         at = min(deadlines, default=None)
         key = id(lane)
         if (old := self._timers.get(key)) is not None:
@@ -483,6 +554,9 @@ class Coordinator:
             slot.wish = ""
             if error is not None:
                 self._reject(slot, error)
+        elif swap.plan.reason == policy.HOLD and error is not None:
+            # Nothing is left half held, and nothing is tried for ever.
+            self._end_hold(lane, error.message, error)
 
     def _roll_back(self, lane: Lane, swap: Swap) -> None:
         """What was freed for a target that did not start is wanted again, where it is configured so."""
@@ -556,6 +630,10 @@ class Coordinator:
         self._queued -= len(tickets)
         for ticket in tickets:
             _fail(ticket, error)
+
+
+def _has_memory(slot: Slot) -> bool:
+    return slot.spec.holds_memory
 
 
 def _may_not_start(slot: Slot, now: float) -> bool:

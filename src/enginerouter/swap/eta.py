@@ -29,8 +29,10 @@ def until_ready_s(slot: Slot, lane: Lane, rules: Rules, now: float) -> float:
     if swap is not None and swap.plan.target == slot.id:
         return max(0.0, start_seconds(slot) - (now - slot.phase_since if slot.phase is Phase.STARTING else 0.0))
     ahead = 0.0
+    if lane.hold is not None and lane.hold.expires_at is not None:
+        ahead = max(0.0, lane.hold.expires_at - now)
     if swap is not None and swap.plan.target is not None:
-        ahead = max(0.0, start_seconds(lane.slots[swap.plan.target]) - (now - swap.began_at))
+        ahead += max(0.0, start_seconds(lane.slots[swap.plan.target]) - (now - swap.began_at))
         ahead += rules.min_residency_s
     in_way = [s for s in lane.residents() if s.phase is Phase.READY and s.has_work]
     return ahead + (rules.max_wait_s if in_way else 0.0) + start_seconds(slot)

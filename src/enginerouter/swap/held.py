@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from enginerouter.swap.memory import Processes
 from enginerouter.swap.model import Slot
 from enginerouter.swap.phases import NOTHING_TO_DRAIN, Phase
 from enginerouter.swap.settle import Settled, Verdict
@@ -11,6 +14,28 @@ def largest_known(*estimates: int | None) -> int | None:
     """What a slot holds, from all that is known of it: the largest, or None if nothing is."""
     known = [e for e in estimates if e is not None]
     return max(known) if known else None
+
+
+def own_bytes(
+    host_bytes: int | None, pids: Collection[int], processes: Processes | None, *, counts_host_pages: bool
+) -> int | None:
+    """What a slot itself has of the pool: its pages where the pool is the host's, else what the cards list for it."""
+    return host_bytes if counts_host_pages else device_bytes(pids, processes)
+
+
+def device_bytes(pids: Collection[int], processes: Processes | None) -> int | None:
+    """What the cards list for these processes; None where that cannot be told.
+
+    None also where none is listed: the list may leave out their kind (Vulkan), or count pids of another namespace.
+    """
+    listed = [processes[pid] for pid in pids if pid in processes] if processes is not None else []
+    known = [size for size in listed if size is not None]
+    return sum(known) if known and len(known) == len(listed) else None
+
+
+def is_off_devices(pids: Collection[int], processes: Processes | None) -> bool:
+    """Whether none of these ended processes is on the list of the cards any more."""
+    return processes is None or not any(pid in processes for pid in pids)
 
 
 def note_held(slot: Slot, own_bytes: int | None, available: int | None) -> None:

@@ -30,8 +30,9 @@ async def look_after(
         await asyncio.sleep(LOOK_EVERY_S)
         turned()
         if serving := [s for s in slots if s.phase in (Phase.READY, Phase.DRAINING)]:
+            await memory.refresh()
             available = memory.available()
-            for slot in serving:
+            for slot in [s for s in serving if s.phase in (Phase.READY, Phase.DRAINING)]:
                 slot.before_end_bytes = available
         for slot in [s for s in slots if s.leases]:
             try:

@@ -1,30 +1,112 @@
-"""Where available memory is read. A source never creates a GPU context and never blocks the event loop."""
+"""Where available memory is read: what a source promises, and the sources of the host's own memory.
+
+A source never creates a GPU context and never blocks the event loop. `available` is plain and cheap; what has to be
+asked for (a driver, a command) is asked in `refresh`, and a reading older than `STALE_AFTER_S` is none at all.
+Cards: `nvidia` and `amdgpu`. Which source a router uses: `pick`.
+"""
 
 from __future__ import annotations
 
 import mmap
 import re
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import psutil
 
 MEMINFO = Path("/proc/meminfo")
+STALE_AFTER_S = 2.0
 _CPU_LIST = re.compile(rb"^ +count: +(\d+)$", re.MULTILINE)
+
+# Bytes that each process has on the devices; None = it is there, and nothing says with how much.
+Processes = Mapping[int, int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One card. `is_unified`: it has no memory of its own, the host's is its pool. `problem`: why nothing was read."""
+
+    name: str
+    total_bytes: int | None = None
+    available_bytes: int | None = None
+    is_unified: bool = False
+    problem: str = ""
+
+    @property
+    def is_readable(self) -> bool:
+        return not self.is_unified and self.available_bytes is not None
 
 
 class MemorySource(Protocol):
-    """`name` is what `check` and `/status` show."""
+    """`name` is what `check` and `/status` show, `why` the reason it was picked, `problem` why it cannot be read now.
+
+    `counts_host_pages`: the host's pages are part of this pool, so what a process tree has in them counts as held.
+    """
 
     @property
     def name(self) -> str: ...
 
+    @property
+    def why(self) -> str: ...
+
+    @property
+    def problem(self) -> str: ...
+
+    @property
+    def counts_host_pages(self) -> bool: ...
+
+    async def start(self) -> None:
+        """Find what there is to read. Raises ConfigError if it is not what the configuration asks for."""
+
+    async def refresh(self) -> None:
+        """Make the other methods say what is so now, not earlier. Ends within `STALE_AFTER_S`, read or not."""
+
     def available(self) -> int | None:
         """Bytes that a new engine could take now; None if that cannot be read."""
 
+    def devices(self) -> Sequence[Device]:
+        """The cards that were found, those that are not read too."""
 
-class Meminfo:
+    def processes(self) -> Processes | None:
+        """What holds memory on the cards, as they say; None where the source has no such list."""
+
+    async def close(self) -> None: ...
+
+
+class HostSource:
+    """What the sources of the host's memory have in common: they can be read at any moment, and know no cards."""
+
+    name = "host"
+    why = ""
+    counts_host_pages = True
+
+    @property
+    def problem(self) -> str:
+        return ""
+
+    def available(self) -> int | None:
+        return None
+
+    async def start(self) -> None:
+        pass
+
+    async def refresh(self) -> None:
+        pass
+
+    def devices(self) -> Sequence[Device]:
+        return ()
+
+    def processes(self) -> Processes | None:
+        return None
+
+    async def close(self) -> None:
+        pass
+
+
+class Meminfo(HostSource):
     """MemAvailable of the Linux kernel, and the pages it forgets. Reading /proc is memory to memory: 0.1 ms, no disk.
 
     Pages that a process gave back may lie in per-CPU lists, free but not in MemAvailable: up to an eighth of all memory
@@ -55,7 +137,7 @@ class Meminfo:
         return sum(map(int, _CPU_LIST.findall(zones))) * mmap.PAGESIZE
 
 
-class Psutil:
+class Psutil(HostSource):
     """psutil's idea of available memory: macOS, Windows and the BSDs."""
 
     name = "psutil"
@@ -64,7 +146,7 @@ class Psutil:
         return int(psutil.virtual_memory().available)
 
 
-class NoSource:
+class NoSource(HostSource):
     """`memory_source: none`: nothing is read, settle waits are off."""
 
     name = "none"
@@ -73,10 +155,6 @@ class NoSource:
         return None
 
 
-def pick_source(wanted: str) -> MemorySource:
-    """The source for `memory_source`. `auto` takes the kernel's own figure where there is one."""
-    if wanted == "none":
-        return NoSource()
-    if wanted == "psutil" or (wanted == "auto" and not (sys.platform == "linux" and MEMINFO.exists())):
-        return Psutil()
-    return Meminfo()
+def host_source() -> Meminfo | Psutil:
+    """The kernel's own figure where there is one."""
+    return Meminfo() if sys.platform == "linux" and MEMINFO.exists() else Psutil()

@@ -15,6 +15,7 @@ from typing import Literal, Protocol, Self
 from enginerouter.errors import EngineCrashed, RouterError
 from enginerouter.slots import SlotId
 from enginerouter.swap.circuit import CLOSED, StartCircuit
+from enginerouter.swap.hold import Hold
 from enginerouter.swap.phases import Event, Phase, step
 from enginerouter.swap.settle import Settled
 
@@ -316,11 +317,13 @@ class Lane:
     """Slots that compete for the same memory, and the one swap that may run among them.
 
     Every slot without memory of its own is alone in a lane: it starts at once, even during a swap elsewhere.
-    `owed_until`: till then memory may still come back for which a settle did not wait to the end.
+    `hold`: for whom its memory is kept free. `owed_until`: till then memory may still come back for which a settle did
+    not wait to the end.
     """
 
     slots: dict[SlotId, Slot]
     swap: Swap | None = None
+    hold: Hold | None = None
     owed_until: float = 0.0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -17,6 +17,9 @@ from enginerouter.swap.eviction import CannotFit, plan_eviction
 from enginerouter.swap.model import Lane, Plan, Rules, Slot, Ticket
 from enginerouter.swap.phases import NOTHING_TO_DRAIN, ON_ITS_WAY_OUT, Phase
 
+# The reason of a plan that frees all memory for a hold.
+HOLD = "hold"
+
 
 @dataclass(frozen=True, slots=True)
 class Begin:
@@ -83,6 +86,8 @@ def may_leave_at(victim: Slot, rules: Rules, now: float, *, late_s: float, is_ex
 
 def next_step(lane: Lane, rules: Rules, now: float) -> Begin | Refuse | Wait:
     """What a lane without a swap should do now."""
+    if lane.hold is not None:
+        return _next_of_hold(lane)
     wakes: list[float] = []
     for slot in sorted(lane.waiting(), key=lambda s: _order(s, rules, now)):
         try:
@@ -102,6 +107,18 @@ def next_step(lane: Lane, rules: Rules, now: float) -> Begin | Refuse | Wait:
     if not lane.waiting() and (wanted := _next_wanted(lane, rules, now, wakes)):
         return Begin(wanted)
     return Wait(min(wakes, default=None))
+
+
+def _next_of_hold(lane: Lane) -> Begin | Wait:
+    """Free everything, pinned or not, and start nothing. The end of the hold is the coordinator's timer."""
+    if victims := in_the_way_of_hold(lane):
+        return Begin(Plan(None, tuple(v.id for v in victims), HOLD))
+    return Wait(None)
+
+
+def in_the_way_of_hold(lane: Lane) -> list[Slot]:
+    """What has to be freed for a hold."""
+    return [s for s in lane.residents() if s.phase not in ON_ITS_WAY_OUT]
 
 
 def begin_at(slot: Slot, victims: list[Slot], rules: Rules, now: float) -> float:
@@ -171,7 +188,12 @@ def _in_the_way_of(slot: Slot, residents: list[Slot], rules: Rules) -> list[Slot
 
 
 def should_end_start(lane: Lane, target: Slot, rules: Rules) -> bool:
-    """Whether the start in progress has nobody who waits for it, and is in the way of (or told to go by) somebody."""
+    """Whether the start in progress has nobody who waits for it, and is in the way of (or told to go by) somebody.
+
+    A hold ends every start, whoever waits for it.
+    """
+    if lane.hold is not None:
+        return True
     if target.queue:
         return False
     return target.is_unload_wanted or any(
@@ -191,7 +213,12 @@ def is_clock_running(slot: Slot, lane: Lane, rules: Rules) -> bool:
 
     Not while it is the target of the swap, or one of its victims.
     """
-    if not slot.queue or slot.phase in (Phase.READY, Phase.DRAINING) or slot.phase in ON_ITS_WAY_OUT:
+    if (
+        lane.hold is not None
+        or not slot.queue
+        or slot.phase in (Phase.READY, Phase.DRAINING)
+        or slot.phase in ON_ITS_WAY_OUT
+    ):
         return False
     if lane.swap is not None and lane.swap.plan.target == slot.id:
         return False
@@ -202,8 +229,10 @@ def is_clock_running(slot: Slot, lane: Lane, rules: Rules) -> bool:
     return bool(victims) and all(v.phase is Phase.READY or v.phase in NOTHING_TO_DRAIN for v in victims)
 
 
-def grantable(slot: Slot) -> Ticket | None:
-    """The next ticket of a slot that can have a lease now."""
+def grantable(slot: Slot, lane: Lane) -> Ticket | None:
+    """The next ticket of a slot that can have a lease now. Under a hold nobody is let in any more."""
+    if lane.hold is not None:
+        return None
     if slot.phase is Phase.READY and slot.queue and slot.has_room:
         return slot.queue[0]
     return None

@@ -10,16 +10,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from enginerouter.engines.base import Engine, Sleeper
+from enginerouter.engines.base import Engine, HasProcesses, Sleeper
 from enginerouter.errors import EngineBusy, EngineFailed, FreeFailed, LeaseCut, RouterError, StartFailed
 from enginerouter.swap import drain, policy
 from enginerouter.swap.eviction import CannotFit, further
-from enginerouter.swap.held import describe, gib, learn_came_back, note_held, note_kept
+from enginerouter.swap.held import describe, gib, is_off_devices, learn_came_back, note_held, note_kept, own_bytes
 from enginerouter.swap.memory import MemorySource
-from enginerouter.swap.model import Lane, Lease, Rules, Slot, Swap
+from enginerouter.swap.model import DrainPolicy, Lane, Lease, Rules, Slot, Swap
 from enginerouter.swap.phases import NOTHING_TO_DRAIN, Event, Phase
 from enginerouter.swap.settle import (
     READ_EVERY_S,
@@ -74,6 +74,8 @@ class Walk:
         self._target = lane.slots[plan.target] if plan.target is not None else None
         # Availability just before the first stop signal whose memory has not been waited for yet.
         self._before: int | None = None
+        # The processes of what was freed: as long as the cards list one, not all is gone.
+        self._ended_pids: set[int] = set()
         self.has_answered = False
 
     async def run(self) -> None:
@@ -93,11 +95,12 @@ class Walk:
         if broken := [v for v in victims if v.phase in NOTHING_TO_DRAIN]:
             # What will not go is found out before anybody is drained for it.
             await self._clear(broken)
-            victims = self._confirm() if self._target is not None else []
+            victims = self._confirm() if self._target is not None or self._is_for_hold else []
         if victims:
             await self._clear(victims)
         if self._target is not None:
-            await self._settle(await self._need(self._target))
+            # For a hold that came meanwhile, all of it has to come back.
+            await self._settle(await self._need(self._target) if self._lane.hold is None else None)
             await self._start(self._target)
         else:
             await self._settle(None)
@@ -107,11 +110,21 @@ class Walk:
         await self._drain(victims)
         await self._free(victims)
 
+    @property
+    def _is_for_hold(self) -> bool:
+        return self._swap.plan.reason == policy.HOLD
+
     # --- may it begin
 
     def _confirm(self) -> list[Slot]:
         """The victims as things are now: the check took time, and the request that asked for this may have left."""
         target, now, rules = self._target, self._a.now(), self._a.rules
+        if self._is_for_hold:
+            if self._lane.hold is None:
+                raise CalledOff
+            return policy.in_the_way_of_hold(self._lane)
+        if target is not None and self._lane.hold is not None:
+            raise CalledOff
         if target is None:
             victims = [self._lane.slots[v] for v in self._swap.plan.victims]
             if any(v.has_work and v.phase is Phase.READY for v in victims):
@@ -148,7 +161,7 @@ class Walk:
         while leases := [lease for v in victims for lease in v.leases]:
             self._call_off_if_unwanted(victims)
             now = self._a.now()
-            look = drain.look(leases, began_at, now, policy=rules.on_drain_timeout, timeout_s=rules.drain_timeout_s)
+            look = drain.look(leases, began_at, now, policy=self._drain_policy(), timeout_s=rules.drain_timeout_s)
             if look.is_refused:
                 self._refuse(victims)
             for lease in look.cut:
@@ -161,6 +174,12 @@ class Walk:
             await self._changed(look.next_look if look.next_look is not None else cut_until)
         self._call_off_if_unwanted(victims)
 
+    def _drain_policy(self) -> DrainPolicy:
+        hold = self._lane.hold
+        if self._is_for_hold and hold is not None and hold.drain is not None:
+            return hold.drain
+        return self._a.rules.on_drain_timeout
+
     def _cut(self, lease: Lease) -> None:
         slot, seconds = lease.slot.id, self._a.rules.drain_timeout_s
         why = f"for {self._target.id}" if self._target is not None else f"({self._swap.plan.reason})"
@@ -170,6 +189,9 @@ class Walk:
         reason = self._swap.plan.reason
         if self._target is not None and not self._target.queue and reason == "request":
             self._reopen(victims, "nobody waits any more")
+            raise CalledOff("called_off")
+        if self._is_for_hold and self._lane.hold is None:
+            self._reopen(victims, "the hold has ended")
             raise CalledOff("called_off")
         if self._target is None and reason == "idle" and any(v.queue for v in victims):
             self._reopen(victims, "wanted again")
@@ -194,14 +216,14 @@ class Walk:
     async def _free(self, slots: Sequence[Slot]) -> None:
         """Stop the slots, all at once, and see that they are gone. Raises FreeFailed; CalledOff while it still may."""
         self._enter("freeing")
-        own = await asyncio.gather(*(self._engine(s).held_bytes(s.id) for s in slots), return_exceptions=True)
+        own = await self._own_bytes(slots)
         if any(s.phase is Phase.DRAINING for s in slots):
             self._call_off_if_unwanted(slots)
         before = self._a.memory.available()
         if not any(s.phase is Phase.SETTLING for s in self._lane.slots.values()):
             self._before = before
         for slot, bytes_now in zip(slots, own, strict=True):
-            note_held(slot, bytes_now if isinstance(bytes_now, int) else None, before)
+            note_held(slot, bytes_now, before)
             self._a.move(slot, Event.FREE, self._why())
         results = await asyncio.gather(*(self._stop(s) for s in slots), return_exceptions=True)
         failures: list[FreeFailed] = []
@@ -226,6 +248,29 @@ class Walk:
         """What a freed slot holds on to: nothing, unless it only sleeps."""
         engine = self._engine(slot)
         return (await engine.held_bytes(slot.id) or 0) if isinstance(engine, Sleeper) else 0
+
+    async def _own_bytes(self, slots: Sequence[Slot]) -> list[int | None]:
+        """What each slot itself has of the pool now. Available memory and the cards' list are fresh afterwards."""
+        memory = self._a.memory
+        host = await asyncio.gather(*(self._engine(s).held_bytes(s.id) for s in slots), return_exceptions=True)
+        await memory.refresh()
+        pids = await asyncio.gather(*(self._pids(s) for s in slots))
+        self._ended_pids.update(*pids)
+        return [
+            own_bytes(
+                bytes_now if isinstance(bytes_now, int) else None,
+                its_pids,
+                memory.processes(),
+                counts_host_pages=memory.counts_host_pages,
+            )
+            for bytes_now, its_pids in zip(host, pids, strict=True)
+        ]
+
+    async def _pids(self, slot: Slot) -> Collection[int]:
+        engine = self._engine(slot)
+        if self._a.memory.processes() is None or not isinstance(engine, HasProcesses):
+            return ()
+        return await engine.pids(slot.id)
 
     # --- settle
 
@@ -254,12 +299,14 @@ class Walk:
             return Settled(Verdict.OFF, 0.0, None, held)
         readings: list[Reading] = []
         while True:
+            await source.refresh()
             now, available = self._a.now(), source.available()
             if available is None or self._before is None:
                 return Settled(Verdict.UNREADABLE, now - began_at, None, held)
             readings.append(Reading(now, available))
+            is_gone = is_off_devices(self._ended_pids, source.processes())
             question = Question(
-                self._before, held, need, is_gone=True, timeout_s=rules.settle_timeout_s, is_partial=is_partial
+                self._before, held, need, is_gone=is_gone, timeout_s=rules.settle_timeout_s, is_partial=is_partial
             )
             if said := verdict(readings, question):
                 return Settled(said, now - began_at, max(0, available - self._before), held)
@@ -302,6 +349,7 @@ class Walk:
         if available is None or available >= need:
             return
         await self._free_further(target, short_bytes=need - available)
+        await self._a.memory.refresh()
         available = self._a.memory.available()
         if available is not None and available < need:
             log.warning(
@@ -312,6 +360,7 @@ class Walk:
     async def _owed_back(self, need: int) -> int | None:
         """Available memory. What an earlier settle left missing, because its own target had enough, is waited for."""
         while True:
+            await self._a.memory.refresh()
             available, now = self._a.memory.available(), self._a.now()
             if available is None or available >= need or now >= self._lane.owed_until:
                 return available
@@ -327,7 +376,10 @@ class Walk:
             await self._settle(target.expected_bytes)
 
     async def _start_once(self, target: Slot) -> None:
+        if self._lane.hold is not None:
+            raise StartEnded
         self._enter("starting")
+        await self._a.memory.refresh()
         before = self._a.memory.available()
         target.before_start_bytes, target.drop_bytes, target.before_end_bytes = before, None, None
         self._a.move(target, Event.START, self._swap.plan.reason)
@@ -350,11 +402,14 @@ class Walk:
             raise EngineFailed(target.id.engine, f"the start of {target.id} was cancelled")
         if (failure := start.result()) is not None:
             raise failure
-        after = self._a.memory.available()
-        target.before_end_bytes = after
-        target.drop_bytes = None if before is None or after is None else max(0, before - after)
         target.learned.start_s = self._a.now() - began_at
         self._a.move(target, Event.READY, "")
+        # After the move: whoever waits for it need not wait for the reading.
+        await self._a.memory.refresh()
+        if target.phase in (Phase.READY, Phase.DRAINING):
+            after = self._a.memory.available()
+            target.before_end_bytes = after
+            target.drop_bytes = None if before is None or after is None else max(0, before - after)
 
     async def _attempt(self, target: Slot) -> RouterError | None:
         """One start. A failure is its result: an ordinary thing, and no traceback in the log."""

@@ -14,6 +14,9 @@ log = logging.getLogger(__name__)
 def progress(slot: Slot, lane: Lane, now: float) -> str:
     """What a waiter for the slot is waiting for: `swap starting llama 12s`, `queued qwen behind llama 3s`."""
     swap = lane.swap
+    if lane.hold is not None:
+        since = slot.queue[0].arrived_at if slot.queue else now
+        return f"queued {slot.id}, memory is held by {lane.hold.owner} {now - since:.0f}s"
     if swap is not None and swap.plan.target == slot.id:
         return f"swap {swap.step} {slot.id} {now - swap.step_since:.0f}s"
     ahead = swap.plan.target if swap is not None and swap.plan.target is not None else None

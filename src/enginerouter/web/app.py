@@ -24,8 +24,9 @@ from enginerouter.routing.directory import Directory
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
 from enginerouter.swap.coordinator import Coordinator
-from enginerouter.swap.memory import MemorySource, pick_source
+from enginerouter.swap.memory import MemorySource
 from enginerouter.swap.phases import Phase
+from enginerouter.swap.pick import Picked
 from enginerouter.tasks import TaskGroup
 from enginerouter.web.body import BufferBudget
 from enginerouter.web.catalog import Catalog
@@ -69,7 +70,7 @@ class Router:
     ) -> None:
         self.config = config
         self.registry = Registry()
-        self.memory = memory if memory is not None else pick_source(config.memory_source)
+        self.memory = memory if memory is not None else Picked(config.memory_source)
         self.telemetry = Telemetry(self.registry)
         self.state = StateFile(config.base_dir / config.state_file)
         self._tasks = TaskGroup()
@@ -102,11 +103,14 @@ class Router:
     async def start(self) -> None:
         """Listen, take over running engines, begin preloads. Raises OSError if the port cannot be had.
 
-        Raises ConfigError if another running router uses the same state file.
+        Raises ConfigError if another running router uses the same state file, or if the memory source that is asked
+        for by name is not there.
         """
         self._claim_state()
+        await self.memory.start()
         self._upstreams = {name: self._upstream(self.config.engines[name]) for name in self.engines}
         self.telemetry.watch(self.coordinator)
+        self.telemetry.watch_memory(self.memory)
         self.telemetry.listeners.append(self._slot_moved)
         budget = BufferBudget(self.config.max_buffered_mib * MIB)
         edge = Edge(edge_rules(self.config, Routes(self._routes())), budget)
@@ -146,6 +150,7 @@ class Router:
         await self._tasks.close()
         for engine in self.engines.values():
             await engine.close()
+        await self.memory.close()
         self._note_learned()
         await self.state.close()
 
@@ -220,6 +225,8 @@ class Router:
             ("GET", "/models/available", control.models_available, "key"),
             ("GET", "/models/status", control.models_status, "key"),
             ("POST", "/models/switch", control.models_switch, "admin"),
+            ("POST", "/admin/hold", control.hold, "admin"),
+            ("POST", "/admin/release", control.release, "admin"),
         ]
         yield from (Route(method, path, handler, access) for method, path, handler, access in rows)
 

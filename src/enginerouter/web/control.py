@@ -1,4 +1,4 @@
-"""Health, status, metrics, and an operator's word: swap, unload, reset.
+"""Health, status, metrics, and an operator's word: swap, unload, reset, hold, release.
 
 Nothing here changes on a GET. Status is read from what the coordinator knows; no engine is asked.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import web
 
@@ -18,6 +18,7 @@ from enginerouter.metrics import Registry
 from enginerouter.routing.directory import Directory
 from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
+from enginerouter.swap.hold import Hold, HoldDrain, HoldMode
 from enginerouter.swap.memory import MemorySource
 from enginerouter.swap.model import Slot, Swap
 from enginerouter.swap.phases import Phase
@@ -33,6 +34,12 @@ log = logging.getLogger(__name__)
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # The coordinator's loop turns once a second; a process that has not for this long is stuck.
 STUCK_AFTER_S = 15.0
+HOLD_MODES: tuple[HoldMode, ...] = ("refuse", "queue")
+HOLD_DRAINS: tuple[HoldDrain, ...] = ("wait", "cut", "refuse")
+LONGEST_OWNER = 100
+LONGEST_HOLD_S = 30 * 24 * 3600
+W = TypeVar("W", bound=str)
+D = TypeVar("D")
 
 
 class Control:
@@ -73,6 +80,7 @@ class Control:
         return web.Response(body=self._registry.text().encode(), headers={"Content-Type": METRICS_TYPE})
 
     async def status(self, call: EdgeCall) -> web.StreamResponse:
+        await self._memory.refresh()
         now = time.monotonic()
         coordinator = self._coordinator
         slots = coordinator.slots.values()
@@ -81,7 +89,8 @@ class Control:
             {
                 "version": __version__,
                 "uptime_s": round(now - self._began_at, 1),
-                "memory": {"source": self._memory.name, "available_bytes": self._memory.available()},
+                "memory": _memory_status(self._memory),
+                "hold": _hold_status(coordinator.current_hold, now),
                 "queued": coordinator.queued,
                 "swaps": [_swap_status(lane.swap, now) for lane in lanes.values() if lane.swap is not None],
                 "slots": [self._slot_status(s, now, call.identity) for s in slots],
@@ -199,6 +208,42 @@ class Control:
     def _state(self, slot: SlotId) -> dict[str, Any]:
         return {"slot": str(slot), "phase": self._phase(slot)}
 
+    async def hold(self, call: EdgeCall) -> web.StreamResponse:
+        """Free all memory and keep it free for another program; 200 when it is free, or 202 at once with `?wait=0`."""
+        asked = await self._object(call, {"owner", "mode", "expires_s", "drain"})
+        began_at = time.monotonic()
+        hold = self._coordinator.hold(
+            _owner(asked.get("owner")),
+            mode=_word(asked, "mode", HOLD_MODES, "refuse"),
+            expires_s=_seconds(asked.get("expires_s")),
+            drain=_word(asked, "drain", HOLD_DRAINS, None),
+        )
+        is_waited_for = call.raw_query != "wait=0"
+        if is_waited_for:
+            await hold.decided.wait()
+            if isinstance(hold.outcome, RouterError):
+                raise hold.outcome
+        now = time.monotonic()
+        answer = {"hold": _hold_status(hold, now), "seconds": round(now - began_at, 3)}
+        return json_answer(answer, status=200 if is_waited_for else 202)
+
+    async def release(self, call: EdgeCall) -> web.StreamResponse:
+        """End the hold. With an owner only that owner's; without one, whoever has it."""
+        asked = await self._object(call, {"owner"})
+        owner = _owner(asked["owner"]) if "owner" in asked else None
+        return json_answer({"released": self._coordinator.release(owner)})
+
+    async def _object(self, call: EdgeCall, known: set[str]) -> dict[str, Any]:
+        body = await call.read_body()
+        asked = await json_object(body.raw or b"{}")
+        if unknown := sorted(asked.keys() - known):
+            names = ", ".join(sorted(known))
+            raise BadRequest(f"{printable(unknown[0])!r} is not known here; there are: {names}")
+        return asked
+
+    def _all(self) -> list[SlotId]:
+        return list(self._coordinator.slots)
+
     def _phase(self, slot: SlotId) -> str:
         return self._coordinator.slots[slot].phase.value
 
@@ -231,6 +276,54 @@ class Control:
             return (ready or slots)[0]
         names = ", ".join(str(s.model) for s in slots)
         raise BadRequest(f'engine {slots[0].engine!r} has several models: say {{"model": …}} with one of {names}')
+
+
+def _owner(said: Any) -> str:
+    if not isinstance(said, str) or not said.strip() or len(said) > LONGEST_OWNER or not said.isprintable():
+        raise BadRequest(f'say who: {{"owner": "…"}}, up to {LONGEST_OWNER} printable characters')
+    return said
+
+
+def _seconds(said: Any) -> float | None:
+    if said is None:
+        return None
+    if isinstance(said, bool) or not isinstance(said, int | float) or not 0 < said <= LONGEST_HOLD_S:
+        raise BadRequest(f"expires_s has to be a number of seconds above 0, up to {LONGEST_HOLD_S}; without it: no end")
+    return float(said)
+
+
+def _word(asked: dict[str, Any], key: str, words: tuple[W, ...], default: D) -> W | D:
+    said = asked.get(key)
+    if said is None:
+        return default
+    for word in words:
+        if said == word:
+            return word
+    raise BadRequest(f"{key} has to be one of: {', '.join(words)}")
+
+
+def _hold_status(hold: Hold | None, now: float) -> dict[str, Any] | None:
+    if hold is None:
+        return None
+    return {
+        "owner": hold.owner,
+        "mode": hold.mode,
+        "is_free": hold.is_free,
+        "since_s": round(now - hold.began_at, 1),
+        "expires_in_s": None if hold.expires_at is None else round(max(0.0, hold.expires_at - now), 1),
+    }
+
+
+def _memory_status(memory: MemorySource) -> dict[str, Any]:
+    status: dict[str, Any] = {
+        "source": memory.name,
+        "why": memory.why,
+        "available_bytes": memory.available(),
+        "devices": [dataclasses.asdict(d) for d in memory.devices()],
+    }
+    if memory.problem:
+        status["problem"] = memory.problem
+    return status
 
 
 def _swap_status(swap: Swap, now: float) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from enginerouter.errors import RouterError, printable
 from enginerouter.metrics import Labels, Registry
 from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
+from enginerouter.swap.memory import MemorySource
 from enginerouter.swap.model import SwapReport
 from enginerouter.swap.phases import Phase
 from enginerouter.web.logs import RequestLine
@@ -103,6 +104,8 @@ class Telemetry:
         gauge = self.registry.gauge
         gauge("engine_state", "1 for the phase a slot is in.", ("engine", "phase"), read=states)
         gauge("engine_uptime_seconds", "Time since the slot became ready; 0 when it is not.", ("engine",), read=uptimes)
+        gauge("memory_held", "1 while memory is kept free for another program (/admin/hold).",
+              read=lambda: {(): float(coordinator.current_hold is not None)})  # fmt: skip
         gauge("queue_depth", "Requests that wait for a lease.", read=lambda: {(): float(coordinator.queued)})
         gauge(
             "in_flight",
@@ -110,6 +113,19 @@ class Telemetry:
             ("engine",),
             read=lambda: {(str(s.id),): float(len(s.leases)) for s in slots.values()},
         )
+
+    def watch_memory(self, memory: MemorySource) -> None:
+        """What the source says of itself, as it was last read: a scrape asks no driver."""
+
+        def available() -> dict[Labels, float]:
+            now = memory.available()
+            return {} if now is None else {(): float(now)}
+
+        gauge = self.registry.gauge
+        gauge("memory_source_info", "1 for the source that memory is read from.", ("source",),
+              read=lambda: {(memory.name,): 1.0})  # fmt: skip
+        gauge("memory_available_bytes", "Memory that a new engine could take; nothing where unreadable.",
+              read=available)  # fmt: skip
 
     # --- the observer
 
