@@ -31,13 +31,14 @@ PROFILED = "start_cmd: 'x {port} {model}'\nprofiles: {p: {model: m}}\n"
 
 # (text, line, path, part of the message with its hint)
 INVALID = [
-    # what the predecessor let pass (A5: drain and settle times that were text; its first swap then was a 500)
+    # what the predecessor let pass
     ("port: abc", 1, "port", "whole number from 0 to 65535, not 'abc'"),
     ("port: 99999", 1, "port", "from 0 to 65535, not 99999"),
     ("port: '80'", 1, "port", "written without quotes"),
     ("port: 8077.0", 1, "port", "not 8077.0"),
     ("host: null", 1, "host", "has no value"),
     ("drain_timeout_s: soon", 1, "drain_timeout_s", "must be a number, at least 0, not 'soon'"),
+    ("swap_memory_settle_timeout_s: '25'", 1, "swap_memory_settle_timeout_s", "written without quotes"),
     ("drain_timeout_s: -1", 1, "drain_timeout_s", "at least 0, not -1"),
     ("drain_timeout_s: true", 1, "drain_timeout_s", "not true"),
     ("drain_timeout_s: .nan", 1, "drain_timeout_s", "finite"),
@@ -225,6 +226,7 @@ INVALID = [
 
 @pytest.mark.parametrize(("text", "line", "path", "message"), INVALID, ids=lambda value: str(value)[-40:])
 def test_a_wrong_value_is_refused_with_its_line_and_path(text: str, line: int, path: str, message: str | None) -> None:
+    """A5: the predecessor let a drain or settle time be text; its first swap then was a 500 with both engines down."""
     problems = problems_of(text)
     found = [problem for problem in problems if (problem.line, problem.path) == (line, path)]
     assert found, problems

@@ -48,7 +48,7 @@ class SlotSpec:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The global rules of section 5 of the contract. `together` holds sets of engine names."""
+    """The global rules (docs/design.md, "Who goes next"). `together` holds sets of engine names."""
 
     budget_bytes: int | None = None
     together: tuple[frozenset[str], ...] = ()

@@ -1,8 +1,8 @@
 """One swap from beginning to end: check → drain → free → settle → start. The only place that awaits an engine.
 
-The order is the contract's (5.1). Every decision is asked of a plain function; every change of a slot goes through the
-coordinator's `move`. Between "may this begin?" and closing the gates, and between "has everybody left?" and the first
-stop signal, there is no `await`: nothing can slip in.
+The order is that of docs/design.md, "Phases of a slot". Every decision is asked of a plain function; every change of
+a slot goes through the coordinator's `move`. Between "may this begin?" and closing the gates, and between "has
+everybody left?" and the first stop signal, there is no `await`: nothing can slip in.
 """
 
 from __future__ import annotations

@@ -8,7 +8,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
 from aiohttp import web
 
@@ -83,8 +86,10 @@ class Control:
         await self._memory.refresh()
         now = time.monotonic()
         coordinator = self._coordinator
-        slots = coordinator.slots.values()
-        lanes = {id(lane): lane for lane in (coordinator.lane_of(s.id) for s in slots)}
+        shown = self._shown_to(call.identity)
+        slots = [s for s in coordinator.slots.values() if s.id in shown]
+        lanes = {id(lane): lane for lane in (coordinator.lane_of(s) for s in coordinator.slots)}
+        swaps = [lane.swap for lane in lanes.values() if lane.swap is not None]
         return json_answer(
             {
                 "version": __version__,
@@ -92,7 +97,7 @@ class Control:
                 "memory": _memory_status(self._memory),
                 "hold": _hold_status(coordinator.current_hold, now),
                 "queued": coordinator.queued,
-                "swaps": [_swap_status(lane.swap, now) for lane in lanes.values() if lane.swap is not None],
+                "swaps": [_swap_status(s, now, shown) for s in swaps if _is_shown(s, shown)],
                 "slots": [self._slot_status(s, now, call.identity) for s in slots],
                 "last_swaps": {
                     str(slot): {
@@ -100,12 +105,18 @@ class Control:
                         "total_s": round(report.total_s, 3),
                         "seconds": {k: round(v, 3) for k, v in report.seconds.items()},
                         "settle": report.settled.verdict.value if report.settled else None,
-                        "freed": [str(s) for s in report.freed],
+                        "freed": [str(s) for s in report.freed if s in shown],
                     }
                     for slot, report in self._telemetry.last_swap.items()
+                    if slot in shown
                 },
             }
         )
+
+    def _shown_to(self, identity: Identity) -> set[SlotId]:
+        """The slots that this key may know of: those it may use; an admin key all."""
+        may_name = identity.may_name
+        return {s for s in self._coordinator.slots if identity.is_admin or self._directory.may_use(s, may_name)}
 
     def _slot_status(self, slot: Slot, now: float, identity: Identity) -> dict[str, Any]:
         status: dict[str, Any] = {
@@ -133,11 +144,11 @@ class Control:
 
     async def swap(self, call: EdgeCall) -> web.StreamResponse:
         """First in line; 200 when it is ready, or 202 at once with `?wait=0`."""
-        slots = await self._named(call)
-        return await self._swap_to(self._one_of(slots), waits=call.raw_query != "wait=0")
+        slots = self._named(await _asked(call), call.identity)
+        return await self._swap_to(self._one_of(slots), is_waited_for=waits(call.raw_query))
 
-    async def _swap_to(self, slot: SlotId, *, waits: bool) -> web.Response:
-        if not waits:
+    async def _swap_to(self, slot: SlotId, *, is_waited_for: bool) -> web.Response:
+        if not is_waited_for:
             self._tasks.spawn(self._swap_later(slot), f"swap to {slot}")
             return json_answer(self._state(slot), status=202)
         began_at = time.monotonic()
@@ -152,7 +163,8 @@ class Control:
 
     async def unload(self, call: EdgeCall) -> web.StreamResponse:
         """Free the named slot, or all of them; one in use goes when its last request ends."""
-        leaving = [str(s) for s in await self._named_or_all(call) if self._coordinator.unload(s)]
+        slots = await self._named_or_all(call)
+        leaving = [str(s) for s in slots if self._coordinator.unload(s)]
         return json_answer({"unloading": leaving})
 
     async def reset(self, call: EdgeCall) -> web.StreamResponse:
@@ -188,12 +200,12 @@ class Control:
 
     async def models_switch(self, call: EdgeCall) -> web.StreamResponse:
         """As `/admin/swap`, by the model's id alone: `{"model": …}`, or `{"profile": …}` as the sidecar called it."""
-        asked = await self._asked(call)
+        asked = await _asked(call)
         name = asked.get("model", asked.get("profile"))
         if not isinstance(name, str):
             raise BadRequest('say which: {"model": "…"}; GET /models/available lists them')
         target = self._directory.resolve(name, call.identity.may_name, lambda: None)
-        return await self._swap_to(target.slot, waits=call.raw_query != "wait=0")
+        return await self._swap_to(target.slot, is_waited_for=waits(call.raw_query))
 
     def _active(self, identity: Identity) -> str | None:
         """The model that was used last, of those that are ready."""
@@ -218,7 +230,7 @@ class Control:
             expires_s=_seconds(asked.get("expires_s")),
             drain=_word(asked, "drain", HOLD_DRAINS, None),
         )
-        is_waited_for = call.raw_query != "wait=0"
+        is_waited_for = waits(call.raw_query)
         if is_waited_for:
             await hold.decided.wait()
             if isinstance(hold.outcome, RouterError):
@@ -234,39 +246,38 @@ class Control:
         return json_answer({"released": self._coordinator.release(owner)})
 
     async def _object(self, call: EdgeCall, known: set[str]) -> dict[str, Any]:
-        body = await call.read_body()
-        asked = await json_object(body.raw or b"{}")
+        asked = await _asked(call)
         if unknown := sorted(asked.keys() - known):
             names = ", ".join(sorted(known))
             raise BadRequest(f"{printable(unknown[0])!r} is not known here; there are: {names}")
         return asked
 
-    def _all(self) -> list[SlotId]:
-        return list(self._coordinator.slots)
-
     def _phase(self, slot: SlotId) -> str:
         return self._coordinator.slots[slot].phase.value
 
-    async def _asked(self, call: EdgeCall) -> dict[str, Any]:
-        body = await call.read_body()
-        return await json_object(body.raw or b"{}")
-
     async def _named_or_all(self, call: EdgeCall) -> list[SlotId]:
-        body = await call.read_body()
-        return await self._named(call) if body.raw.strip() not in (b"", b"{}") else list(self._coordinator.slots)
+        """The slots that the body names; all of them if it is empty or `{}`."""
+        asked = await _asked(call)
+        return self._named(asked, call.identity) if asked else list(self._coordinator.slots)
 
-    async def _named(self, call: EdgeCall) -> list[SlotId]:
-        """The slot that `{"model": …}` in the body names, or those of `{"engine": …}`."""
-        asked = await self._asked(call)
+    def _named(self, asked: Mapping[str, Any], identity: Identity) -> list[SlotId]:
+        """The slot that `{"model": …}` names, or those of `{"engine": …}`; with both, the two must fit."""
         engine, model = asked.get("engine"), asked.get("model")
-        if isinstance(engine, str):
-            slots = [s for s in self._coordinator.slots if s.engine == engine]
-            if not slots:
-                known = ", ".join(sorted({s.engine for s in self._coordinator.slots}))
-                raise NotFound(f"no engine {printable(engine)!r} is configured and enabled; there are: {known}")
+        if any(name is not None and not isinstance(name, str) for name in (engine, model)):
+            raise BadRequest("'model' and 'engine' must be text")
+        slots = [s for s in self._coordinator.slots if s.engine == engine]
+        if engine is not None and not slots:
+            known = sorted({s.engine for s in self._coordinator.slots})
+            close = get_close_matches(engine, known, n=1, cutoff=0.6)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
+            raise NotFound(f"no engine {printable(engine)!r} is configured and enabled; {hint}")
+        if model is not None:
+            target = self._directory.resolve(model, identity.may_name, lambda: None)
+            if engine is not None and target.engine != engine:
+                raise BadRequest(f"model {printable(model)!r} belongs to engine {target.engine!r}, not to {engine!r}")
+            return [target.slot]
+        if engine is not None:
             return slots
-        if isinstance(model, str):
-            return [self._directory.resolve(model, call.identity.may_name, lambda: None).slot]
         raise BadRequest('say which: {"model": "…"} or {"engine": "…"}')
 
     def _one_of(self, slots: list[SlotId]) -> SlotId:
@@ -326,13 +337,31 @@ def _memory_status(memory: MemorySource) -> dict[str, Any]:
     return status
 
 
-def _swap_status(swap: Swap, now: float) -> dict[str, Any]:
+async def _asked(call: EdgeCall) -> dict[str, Any]:
+    body = await call.read_body()
+    if body.file is not None:
+        raise BadRequest("the body must be a JSON object")
+    return await json_object(body.raw if body.raw.strip() else b"{}")
+
+
+def waits(query: str) -> bool:
+    """Whether the answer is to come when it is done; `wait=0` says no. Other parameters mean nothing here."""
+    said = [value.lower() for name, value in parse_qsl(query, keep_blank_values=True) if name == "wait"]
+    return not said or said[-1] not in ("0", "false", "no")
+
+
+def _is_shown(swap: Swap, shown: Collection[SlotId]) -> bool:
+    target = swap.plan.target
+    return target in shown if target is not None else any(s in shown for s in swap.plan.victims)
+
+
+def _swap_status(swap: Swap, now: float, shown: Collection[SlotId]) -> dict[str, Any]:
     return {
         "target": str(swap.plan.target) if swap.plan.target is not None else None,
         "reason": swap.plan.reason,
         "step": swap.step,
         "step_s": round(now - swap.step_since, 2),
         "total_s": round(now - swap.began_at, 2),
-        "freed": [str(s) for s in swap.freed],
+        "freed": [str(s) for s in swap.freed if s in shown],
         "seconds": {k: round(v, 3) for k, v in swap.seconds.items()},
     }

@@ -21,7 +21,7 @@ LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 def serve(loaded: Loaded) -> int:
-    """Serve until SIGTERM or Ctrl-C; a second one ends it at once. Gives the exit status. Raises OSError (port)."""
+    """Serve until SIGTERM or Ctrl-C; a second one ends it at once. Gives the exit status. Raises CannotListen."""
     config = loaded.config
     output = set_up(config.log_level, config.log_file, config.log_format)
     try:
