@@ -256,13 +256,14 @@ def test_an_open_host_without_keys_is_warned_of() -> None:
 
 def test_what_is_not_served_yet_is_warned_of_once_for_each_feature() -> None:
     text = (
-        "engines: {o: {type: ollama, rollback: true}, p: {type: ollama}}\n"
+        "engines: {o: {type: systemd_unit, unit: o, base_url: 'http://localhost', rollback: true}, "
+        "p: {type: systemd_unit, unit: p, base_url: 'http://localhost'}}\n"
         "models: [{id: m, engine: o, set_params: {a: 1}}]\n"
         "memory_source: nvidia\n"
     )
     warnings = [str(w) for w in loaded(text).warnings if "not served" in w.message]
     assert len(warnings) == 4
-    assert any("'type: ollama'" in w and "(also engines.p.type)" in w for w in warnings)
+    assert any("'type: systemd_unit'" in w and "(also engines.p.type)" in w for w in warnings)
     assert any("'memory_source: nvidia'" in w for w in warnings)
 
 

@@ -15,10 +15,8 @@ from enginerouter.config.model import Config
 from enginerouter.config.report import At, Report, dotted
 
 UNSERVED: Final = (
-    "engines.*.type=api_swap",
-    "engines.*.type=ollama",
     "engines.*.type=systemd_unit",
-    "engines.*.type=remote",
+    "engines.*.systemd_unit",
     "engines.*.profiles",
     "engines.*.manifest",
     "engines.*.sleep_path",
@@ -31,7 +29,6 @@ UNSERVED: Final = (
     "models.*.default_params",
     "models.*.strip_params",
     "aliases.*.chain",
-    "api_keys.*.remote",
     "memory_source=nvidia",
     "memory_source=amd",
     "discover",

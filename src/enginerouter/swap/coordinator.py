@@ -65,9 +65,11 @@ class Coordinator:
         observer: Observer,
         learned: Mapping[SlotId, Learned] | None = None,
         now: Callable[[], float] = time.monotonic,
+        spec_of: Callable[[SlotId], SlotSpec] = SlotSpec,
     ) -> None:
-        learned = learned or {}
-        self._slots = {s.id: Slot(s, learned=learned.get(s.id) or Learned()) for s in specs}
+        self._learned = learned or {}
+        self._spec_of = spec_of
+        self._slots = {s.id: Slot(s, learned=self._learned.get(s.id) or Learned()) for s in specs}
         self._lanes = _lanes(self._slots.values())
         self._lane_of = {slot_id: lane for lane in self._lanes for slot_id in lane.slots}
         self._engines = engines
@@ -100,6 +102,7 @@ class Coordinator:
                     self._move(slot, Event.NOT_GONE, stuck.message)
                 continue
             for slot_id in adopted:
+                self.add(slot_id)
                 self._adopted(self._slots[slot_id])
         for slot in self._slots.values():
             slot.is_wanted = slot.spec.is_preloaded and slot.phase is Phase.COLD
@@ -121,6 +124,19 @@ class Coordinator:
         except CannotFit:
             slot.is_unload_wanted = True
         slot.active_at = now
+
+    def add(self, slot_id: SlotId) -> None:
+        """Let a slot be known that the configuration did not name (`engine/model`). Nothing for one that is."""
+        if slot_id in self._slots:
+            return
+        slot = Slot(self._spec_of(slot_id), learned=self._learned.get(slot_id) or Learned())
+        self._slots[slot_id] = slot
+        shared = next((lane for lane in self._lanes if lane.is_shared), None) if slot.spec.holds_memory else None
+        if shared is None:
+            shared = Lane({}, is_shared=slot.spec.holds_memory)
+            self._lanes.append(shared)
+        shared.slots[slot_id] = slot
+        self._lane_of[slot_id] = shared
 
     def refuse_new(self) -> None:
         """From now on nobody is let in, and all who wait are told so. Leases go on."""
@@ -551,4 +567,4 @@ def _lanes(slots: Iterable[Slot]) -> list[Lane]:
             shared[slot.id] = slot
         else:
             lanes.append(Lane({slot.id: slot}))
-    return [Lane(shared), *lanes] if shared else lanes
+    return [Lane(shared, is_shared=True), *lanes] if shared else lanes
