@@ -15,16 +15,17 @@ from aiohttp import web
 from enginerouter import __version__
 from enginerouter.errors import BadRequest, NotFound, RouterError, printable
 from enginerouter.metrics import Registry
-from enginerouter.routing.directory import Directory
 from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.memory import MemorySource
 from enginerouter.swap.model import Slot, Swap
+from enginerouter.swap.phases import Phase
 from enginerouter.tasks import TaskGroup
 from enginerouter.web.catalog import json_answer
 from enginerouter.web.edge import EdgeCall
 from enginerouter.web.json_body import json_object
 from enginerouter.web.keys import Identity
+from enginerouter.web.naming import Naming
 from enginerouter.web.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Named(NamedTuple):
 
     slot: SlotId
     name: str
+    is_engine: bool = False
 
 
 class Control:
@@ -46,14 +48,14 @@ class Control:
 
     def __init__(
         self,
-        directory: Directory,
+        naming: Naming,
         coordinator: Coordinator,
         telemetry: Telemetry,
         registry: Registry,
         memory: MemorySource,
         tasks: TaskGroup,
     ) -> None:
-        self._directory = directory
+        self._naming = naming
         self._coordinator = coordinator
         self._telemetry = telemetry
         self._registry = registry
@@ -108,7 +110,7 @@ class Control:
         status: dict[str, Any] = {
             "slot": str(slot.id),
             "engine": slot.id.engine,
-            "models": self._directory.models_of(slot.id, identity.may_name),
+            "models": self._naming.directory.models_of(slot.id, identity.may_name),
             "phase": slot.phase.value,
             "phase_s": round(now - slot.phase_since, 1) if slot.phase_since else None,
             "in_flight": len(slot.leases),
@@ -148,14 +150,14 @@ class Control:
     async def unload(self, call: EdgeCall) -> web.StreamResponse:
         """Free the named slot, or all of them; one in use goes when its last request ends."""
         body = await call.read_body()
-        slots = [(await self._named(call)).slot] if body.raw.strip() not in (b"", b"{}") else list(self._all())
+        slots = await self._named_all(call) if body.raw.strip() not in (b"", b"{}") else self._all()
         leaving = [str(s) for s in slots if self._coordinator.unload(s)]
         return json_answer({"unloading": leaving})
 
     async def reset(self, call: EdgeCall) -> web.StreamResponse:
         """Close the start circuit of the named slot, or of all."""
         body = await call.read_body()
-        slots = [(await self._named(call)).slot] if body.raw.strip() not in (b"", b"{}") else list(self._all())
+        slots = await self._named_all(call) if body.raw.strip() not in (b"", b"{}") else self._all()
         for slot in slots:
             self._coordinator.reset(slot)
         return json_answer({"reset": [str(s) for s in slots]})
@@ -166,19 +168,28 @@ class Control:
     def _phase(self, slot: SlotId) -> str:
         return self._coordinator.slots[slot].phase.value
 
+    async def _named_all(self, call: EdgeCall) -> list[SlotId]:
+        """The slot that a model names, or all slots of an engine."""
+        named = await self._named(call)
+        return self._of_engine(named.name) if named.is_engine else [named.slot]
+
+    def _of_engine(self, engine: str) -> list[SlotId]:
+        return [s for s in self._coordinator.slots if s.engine == engine]
+
     async def _named(self, call: EdgeCall) -> Named:
-        """The slot that `{"model": …}` or `{"engine": …}` in the body names."""
+        """The slot that `{"model": …}` or `{"engine": …}` in the body names. Of several: the loaded, or the first."""
         body = await call.read_body()
         asked = await json_object(body.raw or b"{}")
         engine, model = asked.get("engine"), asked.get("model")
         if isinstance(engine, str):
-            slot = SlotId(engine)
-            if slot not in self._coordinator.slots:
+            slots = self._of_engine(engine)
+            if not slots:
                 known = ", ".join(sorted({s.engine for s in self._coordinator.slots}))
                 raise NotFound(f"no engine {printable(engine)!r} is configured and enabled; there are: {known}")
-            return Named(slot, engine)
+            resident = [s for s in slots if self._coordinator.slots[s].phase is not Phase.COLD]
+            return Named((resident or slots)[0], engine, is_engine=True)
         if isinstance(model, str):
-            target = self._directory.resolve(model, call.identity.may_name, lambda: None)
+            target = await self._naming.target(model, call.identity)
             return Named(target.slot, model)
         raise BadRequest('say which: {"model": "…"} or {"engine": "…"}')
 

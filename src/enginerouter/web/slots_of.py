@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from enginerouter.config.model import Config
+from enginerouter.config.model import Config, EngineSettings
+from enginerouter.routing.directory import models_of, slot_of
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
 from enginerouter.swap.model import Learned, Rules, SlotSpec
@@ -14,26 +15,41 @@ LEARNED = "learned"
 
 
 def slot_specs(config: Config) -> list[SlotSpec]:
-    """One slot for every enabled engine."""
-    specs = []
+    """One slot for every enabled engine, or for every known model of one whose models take turns in memory.
+
+    A `preload` of such an engine means its first model.
+    """
+    specs: dict[SlotId, SlotSpec] = {}
     for engine in config.engines.values():
         if not engine.enabled:
             continue
-        need = engine.memory_gib
-        specs.append(
-            SlotSpec(
-                SlotId(engine.name),
-                need_bytes=int(need * GIB) if isinstance(need, float | int) else None,
-                uses_learned_need=need == "auto",
-                is_pinned=engine.pin,
-                is_preloaded=engine.preload,
-                idle_unload_s=engine.idle_unload_s if engine.idle_unload_s is not None else config.idle_unload_s,
-                holds_memory=engine.holds_local_memory,
-                max_in_flight=engine.max_in_flight,
-                max_restarts=engine.max_restarts,
-            )
-        )
-    return specs
+        upstream = [m.upstream_id or m.id for m in models_of(config) if m.engine == engine.name]
+        slots = [slot_of(engine, model) for model in upstream] or [SlotId(engine.name)]
+        for n, slot in enumerate(dict.fromkeys(slots)):
+            specs[slot] = _spec(slot, engine, config, is_preloaded=engine.preload and n == 0)
+    return list(specs.values())
+
+
+def undeclared_spec(config: Config, slot: SlotId) -> SlotSpec:
+    """The slot of a model that only its engine knows."""
+    return _spec(slot, config.engines[slot.engine], config, is_preloaded=False)
+
+
+def _spec(slot: SlotId, engine: EngineSettings, config: Config, *, is_preloaded: bool) -> SlotSpec:
+    need = engine.memory_gib
+    idle_unload_s = engine.idle_unload_s if engine.idle_unload_s is not None else config.idle_unload_s
+    return SlotSpec(
+        slot,
+        need_bytes=int(need * GIB) if isinstance(need, float | int) else None,
+        uses_learned_need=need == "auto",
+        is_pinned=engine.pin,
+        pins_engine=engine.pin and slot.model is not None,
+        is_preloaded=is_preloaded,
+        idle_unload_s=idle_unload_s if engine.type != "remote" else None,
+        holds_memory=engine.holds_local_memory,
+        max_in_flight=engine.max_in_flight,
+        max_restarts=engine.max_restarts,
+    )
 
 
 def rules_of(config: Config) -> Rules:
