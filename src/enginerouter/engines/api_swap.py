@@ -18,7 +18,8 @@ from enginerouter.config.engines import ApiSwap
 from enginerouter.engines.base import OnExit
 from enginerouter.engines.http_control import ControlClient, ControlFailed, filled
 from enginerouter.engines.loaded import Listing, Loaded, known_models, loaded_models
-from enginerouter.engines.probe import Prober, ReadyRule, gap_s, judge
+from enginerouter.engines.probe import Prober, gap_s
+from enginerouter.engines.server_ready import see_ready
 from enginerouter.engines.server_watch import ServerWatch
 from enginerouter.errors import FreeFailed, StartFailed, StartTimedOut
 from enginerouter.slots import SlotId
@@ -93,7 +94,8 @@ class ApiSwapEngine:
             if not await self._is_the_only_one(model):
                 await self._load(model)
                 await self._see_loaded(model, began_at)
-            await self._see_ready(began_at)
+            path = self._settings.ready_path or self._settings.health_path
+            await see_ready(self._client, self._settings, path, began_at)
             if self._settings.warmup:
                 await self._warm_up(model)
             self._watch.begin(slot)
@@ -166,26 +168,6 @@ class ApiSwapEngine:
                 raise self._timed_out(
                     f"its server said that {model!r} is loaded, but {url} lists {seen} after {elapsed_s:.0f} s"
                 )
-            await asyncio.sleep(gap_s(elapsed_s))
-
-    async def _see_ready(self, began_at: float) -> None:
-        settings = self._settings
-        path = settings.ready_path or settings.health_path
-        rule = ReadyRule(path, settings.ready_status, settings.ready_check, settings.ready_probe_timeout_s)
-        while True:
-            try:
-                said = await self._client.get(path, timeout_s=settings.ready_probe_timeout_s)
-                answer = judge(rule, said.status, said.body)
-                saw = said.problem() or answer.saw
-                if answer.is_ready and (settings.ready_status >= 400 or said.problem() is None):
-                    return
-            except ControlFailed as failed:
-                saw = failed.sentence
-                if failed.is_refused:
-                    raise self._cannot_start(f"its server is gone: {saw}") from failed
-            elapsed_s = time.monotonic() - began_at
-            if elapsed_s >= settings.start_timeout_s:
-                raise self._timed_out(f"it was not ready at {path} within {settings.start_timeout_s:g} s: {saw}")
             await asyncio.sleep(gap_s(elapsed_s))
 
     async def _warm_up(self, model: str) -> None:

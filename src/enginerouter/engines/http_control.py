@@ -66,8 +66,8 @@ class Said:
 
 def error_told(document: Any) -> str | None:
     """The error that a document is, or None. An answer of status 200 may be one, and only saying so tells."""
-    if isinstance(document, list) and len(document) == 1:  # Google wraps its errors
-        return error_told(document[0]) if isinstance(document[0], dict) and "error" in document[0] else None
+    if isinstance(document, list) and len(document) == 1 and isinstance(document[0], dict):
+        document = document[0] if "error" in document[0] else None  # Google wraps its errors
     if not isinstance(document, dict):
         return None
     is_error = (
@@ -90,16 +90,18 @@ def sentence_of(document: Any, body: bytes) -> str:
     return printable(said, _LONGEST_SENTENCE) or "nothing more"
 
 
-def _text_in(document: Any) -> str | None:
+def _text_in(document: Any, depth: int = 5) -> str | None:
     if isinstance(document, str):
         return document or None
+    if depth == 0:
+        return None
     if isinstance(document, list):
-        parts = [text for entry in document[:5] if (text := _text_in(entry)) is not None]
+        parts = [text for entry in document[:5] if (text := _text_in(entry, depth - 1)) is not None]
         return "; ".join(parts) or None
     if not isinstance(document, dict):
         return None
     for key in ("error", "detail", "message", "msg"):
-        if (text := _text_in(document.get(key))) is not None:
+        if (text := _text_in(document.get(key), depth - 1)) is not None:
             where = document.get("loc")
             place = ".".join(str(step) for step in where) if isinstance(where, list) else ""
             return f"{place}: {text}" if place and key == "msg" else text
@@ -110,10 +112,11 @@ def _events(body: bytes) -> Iterator[Any]:
     """The JSON documents of an event stream, whatever ends its lines."""
     for line in body.splitlines():
         if line.startswith(b"data:"):
-            yield _parsed(line[5:])
+            yield parsed(line[5:])
 
 
-def _parsed(body: bytes) -> Any:
+def parsed(body: bytes) -> Any:
+    """The JSON of a body, or None."""
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
@@ -177,7 +180,7 @@ class ControlClient:
                 raw += piece
                 if len(raw) > _LONGEST_BODY:
                     raise ValueError(f"an answer of more than {_LONGEST_BODY} bytes")
-            return Said(printable(url), response.status, response.content_type, raw, _parsed(raw))
+            return Said(printable(url), response.status, response.content_type, raw, parsed(raw))
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None or self._session.closed:

@@ -78,6 +78,8 @@ def _loaded(entry: Any, settings: ApiSwap, url: str) -> Iterable[Loaded]:
     if isinstance(entry, str) and entry:
         yield Loaded(entry, (entry,))
         return
+    if isinstance(entry, dict) and entry.get(settings.loaded_name_key, "?") in (None, "None"):
+        return  # text-generation-webui's word for no model
     name = _name(entry, settings.loaded_name_key)
     if name is None:
         raise ControlFailed(f"{url} lists something without {settings.loaded_name_key!r}: {str(entry)[:80]!r}")

@@ -19,6 +19,7 @@ from enginerouter.engines.base import OnExit
 from enginerouter.engines.http_control import ControlClient, ControlFailed
 from enginerouter.engines.loaded import Listing, known_models, ollama_running
 from enginerouter.engines.probe import Prober, gap_s
+from enginerouter.engines.server_ready import see_ready
 from enginerouter.engines.server_watch import ServerWatch
 from enginerouter.errors import FreeFailed, StartFailed, printable
 from enginerouter.slots import SlotId
@@ -85,7 +86,10 @@ class OllamaEngine:
             ) from failed
 
     async def start(self, slot: SlotId) -> None:
+        began_at = time.monotonic()
         await self.check(slot, ())
+        path = self._settings.ready_path or self._settings.health_path
+        await see_ready(self._client, self._settings, path, began_at)
         if self._settings.warmup and self._warmup_model is not None:
             await self._warm_up(self._warmup_model)
         self._watch.begin(slot)

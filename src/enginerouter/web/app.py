@@ -90,7 +90,7 @@ class Router:
                 config.base_dir,
                 self._slot_directory,
                 {m.engine: m.upstream_id or m.id for m in reversed(config.models)},
-                _upstream_models(config),
+                upstream_models(config),
             )
         )
         self.learned = read_learned(self.state)
@@ -256,7 +256,7 @@ class Router:
         yield from (Route(method, path, handler, access) for method, path, handler, access in rows)
 
 
-def _upstream_models(config: Config) -> dict[str, list[str]]:
+def upstream_models(config: Config) -> dict[str, list[str]]:
     """What each engine calls its known models."""
     found: dict[str, list[str]] = {}
     for model in models_of(config):
