@@ -134,6 +134,30 @@ async def test_what_is_loaded_when_the_router_starts_is_resident(make_router: Ma
     assert lms.called("POST /api/v1/models/unload") == [{"instance_id": "gemma:7"}]
 
 
+async def test_a_router_that_comes_back_takes_over_and_loads_nothing_again(
+    make_router: MakeRouter, lms: LmStudio
+) -> None:
+    first = await make_router(("a",), http=[lm_studio(lms)], on_exit="keep")
+    await first.load("gemma")
+    await first.stop()
+    assert len(lms.loaded) == 1
+    second = await make_router(("a",), http=[lm_studio(lms)])
+    assert phase(second, "lms", "gemma") is Phase.READY
+    await answer(second, "gemma")
+    assert len(lms.called("POST /api/v1/models/load")) == 1
+    await second.stop()
+    assert lms.loaded == [], "and without `keep` it is unloaded at the end"
+
+
+async def test_two_engines_with_something_loaded_at_the_start_end_as_one(
+    make_router: MakeRouter, lms: LmStudio, tabby: Tabby
+) -> None:
+    lms.instances["gemma"] = ["gemma:7"]
+    tabby.model = "yi"
+    router = await make_router((), http=[lm_studio(lms), tabby_api(tabby)])
+    await router.until(lambda: len(lms.loaded) + (tabby.model is not None) == 1)
+
+
 async def test_a_model_nobody_declared_that_is_loaded_at_the_start_is_resident_too(
     make_router: MakeRouter, lms: LmStudio
 ) -> None:
