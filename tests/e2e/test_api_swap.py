@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 from engine_server import event, ok, sse
 from http_servers import ERROR_SHAPES, HANGS, LM_STUDIO, TABBY, LmStudio, OllamaDaemon, Tabby
-from router_kit import MakeRouter, RouterUnderTest, chat
+from router_kit import FakeMemory, MakeRouter, RouterUnderTest, chat
 
 from enginerouter.config.engines import ApiSwap, Ollama
+from enginerouter.config.load import load
 from enginerouter.engines.api_swap import ApiSwapEngine
 from enginerouter.errors import FreeFailed, StartFailed
 from enginerouter.slots import SlotId
 from enginerouter.swap.phases import Phase
+from enginerouter.web.app import Router
 
 
 @pytest.fixture
@@ -444,3 +446,42 @@ async def test_redirects_are_not_followed(lms: LmStudio, tmp_path: Path) -> None
             await engine.start(SlotId("lms", "qwen"))
     finally:
         await engine.close()
+
+
+async def test_a_whole_configuration_file_with_every_kind_of_server_works(
+    lms: LmStudio, daemon: OllamaDaemon, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        f"""
+port: 0
+log_file: null
+memory_source: none
+swap_linger_s: 0
+swap_min_residency_s: 0
+engines:
+  lms: {{type: api_swap, base_url: '{lms.url}', health_path: /v1/models, unload_path: /api/v1/models/unload,
+    unload_body: {{instance_id: '{{model}}'}}, load_path: /api/v1/models/load, load_body: {{model: '{{model}}'}},
+    loaded_path: /api/v1/models, loaded_name_key: key}}
+  ollama: {{type: ollama, base_url: '{daemon.url}'}}
+models: [{{id: big, engine: lms, upstream_id: qwen}}, {{id: same, engine: lms, upstream_id: qwen}}]
+""",
+        encoding="utf-8",
+    )
+    router = Router(load(path, {}).config)
+    await router.start()
+    under_test = RouterUnderTest(router, {}, FakeMemory())
+    try:
+        for model, said in (
+            ("big", "lms serves qwen"),
+            ("same", "lms serves qwen"),
+            ("phi:3b", "ollama serves phi:3b"),
+        ):
+            assert await answer(under_test, model) == said
+        assert len(lms.called("POST /api/v1/models/load")) == 1, "two ids of one model are one slot"
+        slots = {s["slot"]: s["models"] for s in (await under_test.get("/status")).json["slots"]}
+        assert slots["lms/qwen"] == ["big", "same"]
+        assert lms.loaded == []
+    finally:
+        await under_test.stop()
+    assert daemon.running == []
