@@ -8,6 +8,7 @@ The message says what happened, to what, and what to do. `admin_detail` (log tai
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import ClassVar
@@ -253,11 +254,12 @@ class Problem:
 
 
 class ConfigError(Exception):
-    """All problems of a configuration at once."""
+    """All problems of a configuration at once. `warnings` are no reason to refuse it."""
 
-    def __init__(self, problems: list[Problem]) -> None:
+    def __init__(self, problems: list[Problem], warnings: Sequence[Problem] = ()) -> None:
         super().__init__("\n".join(str(p) for p in problems))
         self.problems = problems
+        self.warnings = tuple(warnings)
 
 
 def printable(text: str, limit: int = 200) -> str:

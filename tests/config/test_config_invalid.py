@@ -30,7 +30,7 @@ STARTED = "start_cmd: [x, '{port}']\n"
 
 # (text, line, path, part of the message with its hint)
 INVALID = [
-    # what the predecessor let pass
+    # what the predecessor let pass (A5: drain and settle times that were text; its first swap then was a 500)
     ("port: abc", 1, "port", "whole number from 0 to 65535, not 'abc'"),
     ("port: 99999", 1, "port", "from 0 to 65535, not 99999"),
     ("port: '80'", 1, "port", "written without quotes"),
@@ -143,6 +143,7 @@ INVALID = [
     (ENGINE + "aliases: {x: x}", 2, "aliases.x", "stands for itself"),
     (ENGINE + "aliases: {a/x: a}", 2, "aliases.a/x", "must not begin with the name of an engine"),
     (ENGINE + "aliases: {y: a, x: y}", 2, "aliases.x", "is itself an alias"),
+    (ENGINE + "aliases: {x: claude-x, 'claude-*': a}", 2, "aliases.x", "is itself an alias (it matches 'claude-*')"),
     (ENGINE + "models: [{id: m, engine: a}]\naliases: {m: a}", 3, "aliases.m", "also the id of a model"),
     (ENGINE + "aliases: {x: {chain: [a, y]}, y: {chain: [x]}}", 2, "aliases.x", "x → y → x"),
     (ENGINE + "models: [{id: fast, engine: a}]\naliases: {x: {chain: [fsat]}}", 3, "aliases.x.chain[0]", "'fast'?"),
@@ -290,6 +291,19 @@ def test_three_kept_engines_must_fit_as_a_whole() -> None:
     (problem,) = problems_of(text)
     assert problem.path == "memory_budget_gib"
     assert "12 GiB" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (process("start_comd: [x, '{port}']"), "start_cmd"),
+        ("engines:\n  a: {type: ollama}\nmodels:\n- {idd: m, engine: a}", "id"),
+        ("engines:\n  a: {type: remote,\n   base_ulr: 'https://h'}", "base_url"),
+    ],
+)
+def test_a_misspelt_key_is_not_also_called_missing(text: str, key: str) -> None:
+    (problem,) = problems_of(text)
+    assert (problem.message, problem.hint) == ("unknown key", f"did you mean {key!r}?")
 
 
 def test_secrets_are_not_quoted_in_messages() -> None:

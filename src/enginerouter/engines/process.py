@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 _LOOK_AFTER_EVERY_S = 2.0
 _LOOKS_PER_TREE_SCAN = 5
+# How long after a broken connection its process may take to be seen dead.
+_DYING_S = 0.5
 _CONTAINER_PORT_TIMEOUT_S = 5.0
 
 
@@ -124,9 +126,13 @@ class GenericProcessEngine:
         try:
             either: set[asyncio.Future[Any]] = {asking, child.exited}
             await asyncio.wait(either, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            saw = asking.result() if asking.done() else "no answer in time"
+            if isinstance(saw, str):
+                # A connection that broke is often the first sign of a process that dies.
+                await asyncio.wait({child.exited}, timeout=_DYING_S)
             if child.has_exited:
                 raise await died_starting(child)
-            log.info("engine %r: warm-up: %s", self.name, asking.result() if asking.done() else "no answer in time")
+            log.info("engine %r: the answer to its warm-up: %s", self.name, saw)
         finally:
             asking.cancel()
 
@@ -138,7 +144,7 @@ class GenericProcessEngine:
         left = await end_child(child, self._settings.stop_signal, self._settings.stop_timeout_s, self._tasks)
         if left:
             raise self._would_not_go(slot, left)
-        await self._see_port_closed(child.launch)
+        await self._see_container_gone(child.launch)
         child.close()
         if self._children.get(slot) is child:
             del self._children[slot]
@@ -325,7 +331,7 @@ class GenericProcessEngine:
             if self._on_exit is not None:
                 self._on_exit(child.launch.slot, error)
 
-    async def _see_port_closed(self, launch: Launch) -> None:
+    async def _see_container_gone(self, launch: Launch) -> None:
         """The tree is gone. A port still open is somebody else's by now – but a container may live on."""
         if not launch.is_container:
             return

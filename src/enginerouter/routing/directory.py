@@ -80,7 +80,7 @@ class Directory:
         for target in list(self._models.values()):
             self._names.setdefault(target.label, target)
         for alias in config.aliases.values():
-            self._add_alias(alias, config)
+            self._add_alias(alias)
 
     def _add_model(self, model: Model, engine: EngineSettings) -> None:
         slot = slot_of(engine, model.upstream_id or model.id)
@@ -105,17 +105,20 @@ class Directory:
             )
         )
 
-    def _add_alias(self, alias: Alias, config: Config) -> None:
+    def _add_alias(self, alias: Alias) -> None:
         if alias.chain:
             self._chains.add(alias.name)
             return
         if any(c in alias.name for c in "*?["):
             self._globs.append((alias.name, alias))
             return
-        target = self._rename(alias, config)
-        if target is None:
-            self._late.append((alias, self._end_of(alias, config)))
+        # The loader has refused aliases of aliases, so this is a model. What the configuration names is meant, also
+        # where no engine has said that it has it.
+        found = self._names.get(alias.target or "") or self._direct(alias.target or "")
+        if found is None:
+            self._late.append((alias, alias.target or ""))
             return
+        target = replace(found, asked=alias.name, is_declared=True)
         self._names[alias.name] = target
         if not alias.hidden:
             shown = next((m for m in self._listed if m.id == target.model_id), None)
@@ -130,20 +133,6 @@ class Directory:
                     alias_of=target.model_id,
                 )
             )
-
-    def _rename(self, alias: Alias, config: Config) -> Target | None:
-        """The target of a plain rename, through further renames."""
-        name = self._end_of(alias, config)
-        # What the configuration names is meant, also where no engine has said that it has it.
-        found = self._names.get(name) or self._direct(name)
-        return replace(found, asked=alias.name, is_declared=True) if found is not None else None
-
-    def _end_of(self, alias: Alias, config: Config) -> str:
-        """What the last of a row of renames names; the loader has refused cycles."""
-        name = alias.target or ""
-        while (step := config.aliases.get(name)) is not None and step.target:
-            name = step.target
-        return name
 
     # --- what engines say
 
@@ -192,7 +181,10 @@ class Directory:
         if name is None:
             name = self._default or self._name_of(resident())
             if name is None:
-                raise BadRequest("the request names no model, there is no default_model, and nothing is loaded")
+                raise BadRequest(
+                    "the request names no model: give it a 'model' (GET /v1/models lists them), "
+                    "or set default_model in the router's configuration"
+                )
         target = self._names.get(name) or self._other_spelling(name) or self._live(name)
         # An alias glob is named by its pattern, and by every name that matches it; a discovered model in two ways.
         if target is not None and (
@@ -237,9 +229,23 @@ class Directory:
     def _name_of(self, slot: SlotId | None) -> str | None:
         return next((m.id for m in self._listed if m.slot == slot), None) if slot is not None else None
 
-    def find(self, name: str, may_name: MayName) -> Listed | None:
-        """One entry of the catalogue."""
-        return next((m for m in self._all() if m.id == name and may_name(name)), None)
+    def find(self, name: str, may_name: MayName) -> Listed:
+        """One entry of the catalogue, under any name that `resolve` accepts; raises what it raises."""
+        target = self.resolve(name, may_name, lambda: None)
+        entries = {m.id: m for m in self._all()}
+        exact = entries.get(name)
+        if exact is not None:
+            return exact
+        entry = entries.get(target.model_id) or Listed(target.model_id, target.engine, target.slot, target.model_id)
+        return replace(entry, id=name, display_name=name, alias_of=target.model_id)
+
+    def may_use(self, slot: SlotId, may_name: MayName) -> bool:
+        """Whether some name leads to this slot that the key may use."""
+        named = (*self._names.values(), *self._discovered.values())
+        if any(t.slot == slot and (may_name(t.asked) or (not t.is_declared and may_name(t.label))) for t in named):
+            return True
+        globs = ((alias.name, self._names.get(alias.target or "")) for _, alias in self._globs)
+        return any(target is not None and target.slot == slot and may_name(name) for name, target in globs)
 
     def listed(self, may_name: MayName) -> list[Listed]:
         return [m for m in self._all() if may_name(m.id)]

@@ -31,15 +31,13 @@ from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.memory import MemorySource, pick_source
 from enginerouter.swap.phases import Phase
 from enginerouter.tasks import TaskGroup
-from enginerouter.web.body import BodyLimits, BufferBudget
+from enginerouter.web.body import BufferBudget
 from enginerouter.web.catalog import Catalog
 from enginerouter.web.control import Control
-from enginerouter.web.edge import Edge, EdgeRules
+from enginerouter.web.edge import Edge, edge_rules
 from enginerouter.web.inference import Inference
-from enginerouter.web.keys import Keyring
 from enginerouter.web.listener import GuardedServer, listen
 from enginerouter.web.naming import Naming
-from enginerouter.web.origin import Origins
 from enginerouter.web.responses import ResponseOwners
 from enginerouter.web.routes import Access, Route, RouteHandler, Routes
 from enginerouter.web.slots_of import LEARNED, read_learned, rules_of, slot_specs, undeclared_spec
@@ -121,7 +119,7 @@ class Router:
         self.telemetry.watch(self.coordinator)
         self.telemetry.listeners.append(self._slot_moved)
         budget = BufferBudget(self.config.max_buffered_mib * MIB)
-        edge = Edge(self._edge_rules(), budget)
+        edge = Edge(edge_rules(self.config, Routes(self._routes())), budget)
         server = GuardedServer(edge.handle)
         self._runner, self.port = await listen(
             server,
@@ -205,19 +203,6 @@ class Router:
     def _note_learned(self) -> None:
         slots = self.coordinator.slots.values()
         self.state.put(LEARNED, {str(s.id): dataclasses.asdict(s.learned) for s in slots})
-
-    def _edge_rules(self) -> EdgeRules:
-        config = self.config
-        return EdgeRules(
-            routes=Routes(self._routes()),
-            keyring=Keyring(config.api_keys),
-            origins=Origins(
-                has_keys=bool(config.api_keys),
-                allowed_hosts=config.allowed_hosts,
-                allowed_origins=config.allowed_origins,
-            ),
-            limits=BodyLimits(max_bytes=config.max_body_mib * MIB),
-        )
 
     def _routes(self) -> Iterable[Route]:
         config = self.config

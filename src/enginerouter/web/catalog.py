@@ -8,7 +8,6 @@ from typing import Any
 from aiohttp import web
 
 from enginerouter import __version__
-from enginerouter.errors import UnknownModel
 from enginerouter.routing.directory import Listed
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.phases import Phase
@@ -45,12 +44,7 @@ class Catalog:
         return json_answer({"object": "list", "data": [self._entry(m) for m in listed]})
 
     async def model(self, call: EdgeCall) -> web.StreamResponse:
-        name = call.params["id"]
-        listed = await self._naming.listed(call.identity)
-        found = next((m for m in listed if m.id == name), None)
-        if found is None:
-            raise UnknownModel(name, [m.id for m in listed])
-        return json_answer(self._entry(found))
+        return json_answer(self._entry(await self._naming.find(call.params["id"], call.identity)))
 
     def _entry(self, model: Listed) -> dict[str, Any]:
         slot = self._coordinator.slots.get(model.slot)

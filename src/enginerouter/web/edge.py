@@ -88,7 +88,7 @@ class EdgeRules:
     limits: BodyLimits = field(default_factory=BodyLimits)
 
 
-def rules_of(config: Config, routes: Routes) -> EdgeRules:
+def edge_rules(config: Config, routes: Routes) -> EdgeRules:
     """The rules of a loaded configuration. Plain and cheap; a reload calls it again."""
     own_name = socket.gethostname()
     return EdgeRules(

@@ -85,5 +85,13 @@ class Naming:
             await self._discovery.freshen(within_s=1.0)
         return [m for m in self.directory.listed(identity.may_name) if self._may_see(m, identity)]
 
+    async def find(self, name: str, identity: Identity) -> Listed:
+        """One entry, by any name that requests may use. Raises what `Directory.resolve` raises."""
+        listed = await self.listed(identity)
+        found = self.directory.find(name, identity.may_name)
+        if not self._may_see(found, identity):
+            raise UnknownModel(name, [m.id for m in listed])
+        return found
+
     def _may_see(self, model: Listed, identity: Identity) -> bool:
         return identity.may_use_remote or model.engine not in self._remote
