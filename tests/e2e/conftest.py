@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from router_kit import FakeEngine, FakeMemory, MakeRouter, RouterUnderTest, make_config
 
+from enginerouter.config.engines import EngineSettings
+from enginerouter.engines.directory import SlotDirectory
+from enginerouter.engines.registry import build_engine
+from enginerouter.state import StateFile
 from enginerouter.swap.memory import NoSource
 from enginerouter.web import inference
-from enginerouter.web.app import Router
+from enginerouter.web.app import Router, upstream_models
 
 
 @pytest.fixture
@@ -31,13 +36,20 @@ async def make_router(
         *,
         settles: bool = False,
         starts: bool = True,
+        http: Sequence[EngineSettings] = (),
         **settings: Any,
     ) -> RouterUnderTest:
         named = engines if isinstance(engines, Mapping) else {name: {} for name in engines}
         memory = FakeMemory()
         fakes = {name: FakeEngine(name, memory) for name in named}
         config = make_config(tmp_path, named, **settings)
-        router = Router(config, memory=memory if settles else NoSource(), engines=fakes)
+        config = dataclasses.replace(config, engines={**config.engines, **{e.name: e for e in http}})
+        upstream = upstream_models(config)
+        state = StateFile(tmp_path / "other.json")
+        real = {
+            e.name: build_engine(e, state, tmp_path, SlotDirectory(""), models=upstream.get(e.name, ())) for e in http
+        }
+        router = Router(config, memory=memory if settles else NoSource(), engines={**fakes, **real})
         under_test = RouterUnderTest(router, fakes, memory)
         made.append(under_test)
         if starts:

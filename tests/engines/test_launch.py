@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from enginerouter.config.engines import GenericProcess, Remote
+from enginerouter.config.engines import GenericProcess, SystemdUnit
 from enginerouter.engines.directory import SlotDirectory
 from enginerouter.engines.launch import (
     Launch,
@@ -118,14 +118,14 @@ async def test_enabled_engines_are_built_and_unbuilt_types_refused_by_name(tmp_p
     settings = {
         "llama": GenericProcess(name="llama", start_cmd=("x",)),
         "off": GenericProcess(name="off", start_cmd=("x",), enabled=False),
-        "cloud": Remote(name="cloud", base_url="http://x/"),
+        "cloud": SystemdUnit(name="cloud", unit="x", base_url="http://x/"),
     }
     engines = build_engines(settings, state, tmp_path, SlotDirectory(state.router_id))
     assert list(engines) == ["llama", "cloud"]
     assert isinstance(engines["llama"], GenericProcessEngine)
     cloud, slot = engines["cloud"], SlotId("cloud")
     for attempt in (cloud.check(slot, ()), cloud.start(slot)):
-        with pytest.raises(NotBuilt, match="'cloud' has type 'remote'"):
+        with pytest.raises(NotBuilt, match="'cloud' has type 'systemd_unit'"):
             await attempt
     await cloud.stop(slot)
     assert await cloud.held_bytes(slot) == 0

@@ -29,7 +29,8 @@ class EngineSettings:
         str | None,
         Key(
             "Where the engine answers, as `http(s)://host[:port][/path]`. May be left out for processes that "
-            "the router launches: a free port is chosen and `{port}` in `start_cmd` carries it.",
+            "the router launches: a free port is chosen and `{port}` in `start_cmd` carries it. Where the path ends "
+            "in a version or `openai` (`https://openrouter.ai/api/v1`), it stands for the `/v1` of requests.",
             form="url",
         ),
     ] = None
@@ -76,7 +77,10 @@ class EngineSettings:
         default=None, repr=False
     )
     api_key_env: Annotated[str | None, Key("Environment variable that holds `api_key`.", nonempty=True)] = None
-    discover_models: Annotated[bool, Key("Ask the engine for its model ids and serve those too.")] = False
+    discover_models: Annotated[
+        bool,
+        Key("Ask the engine for its model ids and serve those too (`api_swap`, `remote`; `ollama` is always asked)."),
+    ] = False
     served_models: Annotated[tuple[str, ...], Key("Model ids the engine is known to serve.", form="name")] = ()
     tags_cache_ttl_s: Annotated[float, Key("How long a fetched model list is used.", "s", ge=0)] = 30.0
     ready_path: Annotated[

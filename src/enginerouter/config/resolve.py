@@ -46,7 +46,13 @@ def _with_api_key(settings: EngineSettings, at: At, source: Source, environ: Map
             report.error((*at, "api_key_env"), f"the environment variable {settings.api_key_env} is not set or empty")
     if key and not _is_header_safe(key):
         report.error((*at, "api_key"), "the key contains white space or control characters and cannot be sent")
-    return dataclasses.replace(settings, api_key=key or None, unconfigured=is_remote and is_named and not key)
+    return dataclasses.replace(
+        settings,
+        api_key=key or None,
+        # `${NAME}` in api_key: the error of an unconfigured engine names that variable, too.
+        api_key_env=settings.api_key_env or source.unset.get(place),
+        unconfigured=is_remote and is_named and not key,
+    )
 
 
 def _is_header_safe(secret: str) -> bool:

@@ -15,16 +15,13 @@ from enginerouter.config.model import Config
 from enginerouter.config.report import At, Report, dotted
 
 UNSERVED: Final = (
-    "engines.*.type=api_swap",
-    "engines.*.type=ollama",
     "engines.*.type=systemd_unit",
-    "engines.*.type=remote",
+    "engines.*.systemd_unit",
     "models.*.disable_thinking_below_max_tokens",
     "models.*.set_params",
     "models.*.default_params",
     "models.*.strip_params",
     "aliases.*.chain",
-    "api_keys.*.remote",
     "discover",
     "health",
     "cache",

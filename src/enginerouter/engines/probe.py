@@ -52,6 +52,11 @@ class Reply:
     def is_ok(self) -> bool:
         return 200 <= self.status < 300
 
+    @property
+    def outcome(self) -> str:
+        """How it went, without the text of the answer: that is never logged."""
+        return f"status {self.status}" if self.status else self.saw
+
 
 def gap_s(elapsed_s: float) -> float:
     """Pause between two probes: a twentieth of the time since the start, so that waiting costs at most that much."""

@@ -141,8 +141,7 @@ class GenericProcessEngine:
                 await asyncio.wait([child.exited], timeout=_DEATH_SEEN_S)
             if child.has_exited:
                 raise await died_starting(child)
-            reply = asking.result()  # not its text: answers are never logged
-            log.info("engine %r: warm-up: %s", self.name, f"status {reply.status}" if reply.status else reply.saw)
+            log.info("engine %r: warm-up: %s", self.name, asking.result().outcome)
         finally:
             asking.cancel()
 

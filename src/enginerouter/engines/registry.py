@@ -8,13 +8,16 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from enginerouter.config.engines import EngineSettings, GenericProcess
+from enginerouter.config.engines import ApiSwap, EngineSettings, GenericProcess, Ollama, Remote
 from enginerouter.engines import adoption, proctree
+from enginerouter.engines.api_swap import ApiSwapEngine
 from enginerouter.engines.base import Engine, OnExit
 from enginerouter.engines.child import Tree
 from enginerouter.engines.directory import SlotDirectory
 from enginerouter.engines.ending import end_tree, signal_number
+from enginerouter.engines.ollama import OllamaEngine
 from enginerouter.engines.process import GenericProcessEngine
+from enginerouter.engines.remote import RemoteEngine
 from enginerouter.errors import NotBuilt
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
@@ -73,7 +76,14 @@ def build_engine(
     base_dir: Path,
     directory: SlotDirectory,
     warmup_model: str | None = None,
+    models: Collection[str] = (),
 ) -> Engine:
+    if isinstance(settings, ApiSwap):
+        return ApiSwapEngine(settings, tuple(models))
+    if isinstance(settings, Ollama):
+        return OllamaEngine(settings, warmup_model=warmup_model)
+    if isinstance(settings, Remote):
+        return RemoteEngine(settings)
     if not isinstance(settings, GenericProcess):
         return UnbuiltEngine(settings, f"type {settings.type!r}")
     return GenericProcessEngine(settings, base_dir, state, directory, warmup_model=warmup_model)
@@ -85,10 +95,14 @@ def build_engines(
     base_dir: Path,
     directory: SlotDirectory,
     warmup_models: Mapping[str, str] = MappingProxyType({}),
+    models: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> dict[str, Engine]:
-    """The enabled engines, by name, in the order of the configuration. `warmup_models`: what to ask each for."""
+    """The enabled engines, by name, in the order of the configuration.
+
+    `warmup_models`: what to ask each for. `models`: the declared ones, by the names their engines know.
+    """
     return {
-        name: build_engine(settings, state, base_dir, directory, warmup_models.get(name))
+        name: build_engine(settings, state, base_dir, directory, warmup_models.get(name), models.get(name, ()))
         for name, settings in engines.items()
         if settings.enabled
     }

@@ -19,6 +19,7 @@ from aiohttp.tracing import Trace
 from multidict import CIMultiDict, istr
 from yarl import URL
 
+from enginerouter.addresses import joined
 from enginerouter.errors import UpstreamFailed, printable
 from enginerouter.tasks import TaskGroup
 
@@ -81,7 +82,7 @@ class Upstream:
         if url is None:
             if len(self._urls) >= MAX_URLS:
                 self._urls.clear()
-            url = self._urls[key] = URL(address + path, encoded=True)
+            url = self._urls[key] = URL(joined(address, path), encoded=True)
         return url
 
     async def open(
@@ -112,6 +113,9 @@ class Upstream:
             if hdrs.CONTENT_LENGTH not in answer.headers:
                 _break_with_connection(answer)
             return answer
+        except aiohttp.ClientSSLError as error:
+            said = printable(str(error))
+            raise UpstreamFailed(self.engine, f"{self.engine} at {address} is not trusted: {said}") from error
         except aiohttp.ClientConnectorError as error:
             raise UpstreamFailed(self.engine, f"{self.engine} refuses connections at {address}: {error}") from error
         except aiohttp.ClientResponseError as error:

@@ -67,9 +67,11 @@ class Coordinator:
         observer: Observer,
         learned: Mapping[SlotId, Learned] | None = None,
         now: Callable[[], float] = time.monotonic,
+        spec_of: Callable[[SlotId], SlotSpec] = SlotSpec,
     ) -> None:
-        learned = learned or {}
-        self._slots = {s.id: Slot(s, learned=learned.get(s.id) or Learned()) for s in specs}
+        self._learned = learned or {}
+        self._spec_of = spec_of
+        self._slots = {s.id: Slot(s, learned=self._learned.get(s.id) or Learned()) for s in specs}
         self._lanes = _lanes(self._slots.values())
         # Where memory is held: the lane of all that has any.
         self._pool = next((lane for lane in self._lanes if any(_has_memory(s) for s in lane.slots.values())), Lane({}))
@@ -108,6 +110,7 @@ class Coordinator:
                     self._move(slot, Event.NOT_GONE, stuck.message)
                 continue
             for slot_id in adopted:
+                self.add(slot_id)
                 self._adopted(self._slots[slot_id])
         for slot in self._slots.values():
             slot.wish = "preload" if slot.spec.is_preloaded and slot.phase is Phase.COLD else ""
@@ -125,6 +128,19 @@ class Coordinator:
         except CannotFit:
             slot.is_unload_wanted = True
         slot.active_at = now
+
+    def add(self, slot_id: SlotId) -> None:
+        """Let a slot be known that the configuration did not name (`engine/model`). Nothing for one that is."""
+        if slot_id in self._slots:
+            return
+        slot = Slot(self._spec_of(slot_id), learned=self._learned.get(slot_id) or Learned())
+        self._slots[slot_id] = slot
+        shared = next((lane for lane in self._lanes if lane.is_shared), None) if slot.spec.holds_memory else None
+        if shared is None:
+            shared = Lane({}, is_shared=slot.spec.holds_memory)
+            self._lanes.append(shared)
+        shared.slots[slot_id] = slot
+        self._lane_of[slot_id] = shared
 
     def refuse_new(self) -> None:
         """From now on nobody is let in, and all who wait are told so. Leases go on."""
@@ -661,4 +677,5 @@ def _lanes(slots: Iterable[Slot]) -> list[Lane]:
     for slot in slots:
         lane = shared if slot.spec.holds_memory else apart.setdefault(slot.id.engine, {})
         lane[slot.id] = slot
-    return [Lane(lane) for lane in (shared, *apart.values()) if lane]
+    lanes = [Lane(shared, is_shared=True)] if shared else []
+    return lanes + [Lane(lane) for lane in apart.values()]

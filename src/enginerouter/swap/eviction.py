@@ -36,7 +36,7 @@ def plan_eviction(target: Slot, residents: Iterable[Slot], rules: Rules) -> list
     # The slots of one engine never stay together: changing the model is what makes them slots.
     others = [s for s in sound if s.id.engine != target.id.engine]
     for company in _companies(target, others, rules):
-        pinned = [s for s in sound if stays(s) and s not in company]
+        pinned = [s for s in sound if stays(s) and s not in company and not _may_replace(target, s)]
         if pinned:
             in_the_way = in_the_way or pinned
             continue
@@ -46,6 +46,11 @@ def plan_eviction(target: Slot, residents: Iterable[Slot], rules: Rules) -> list
     if best is None:
         raise CannotFit(in_the_way)
     return broken + best
+
+
+def _may_replace(target: Slot, slot: Slot) -> bool:
+    """Whether a pin stays with the engine although this model of it leaves."""
+    return slot.spec.pins_engine and slot.id.engine == target.id.engine
 
 
 def stays(slot: Slot) -> bool:

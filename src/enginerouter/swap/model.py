@@ -30,6 +30,7 @@ class SlotSpec:
 
     `need_bytes` is the declared need (`memory_gib`); `uses_learned_need` is `memory_gib: auto`.
     `holds_memory` False: lives beside all others, is never drained or freed for another.
+    `pins_engine`: the pin keeps the engine, not this model of it; another slot of that engine may take its place.
     `restarts` (`auto_restart`): wanted again after a crash; `rolls_back`: after a failed swap away from it.
     """
 
@@ -37,6 +38,7 @@ class SlotSpec:
     need_bytes: int | None = None
     uses_learned_need: bool = False
     is_pinned: bool = False
+    pins_engine: bool = False
     is_preloaded: bool = False
     idle_unload_s: float | None = None
     holds_memory: bool = True
@@ -317,11 +319,12 @@ class Lane:
     """Slots that compete for the same memory, and the one swap that may run among them.
 
     Every slot without memory of its own is alone in a lane: it starts at once, even during a swap elsewhere.
-    `hold`: for whom its memory is kept free. `owed_until`: till then memory may still come back for which a settle did
-    not wait to the end.
+    `is_shared`: the lane of all that hold memory. `hold`: for whom its memory is kept free. `owed_until`: till then
+    memory may still come back for which a settle did not wait to the end.
     """
 
     slots: dict[SlotId, Slot]
+    is_shared: bool = False
     swap: Swap | None = None
     hold: Hold | None = None
     owed_until: float = 0.0

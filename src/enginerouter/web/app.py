@@ -16,15 +16,19 @@ from collections.abc import Iterable, Mapping
 from aiohttp import web
 
 from enginerouter.config.model import Config, EngineSettings
+from enginerouter.engines.api_swap import ApiSwapEngine
 from enginerouter.engines.base import Engine
 from enginerouter.engines.directory import SlotDirectory
+from enginerouter.engines.discovery import Discovery, ListsModels, is_askable
+from enginerouter.engines.ollama import OllamaEngine
 from enginerouter.engines.ports import Holder, holder_of
 from enginerouter.engines.registry import build_engines, end_launches_of_removed_engines
+from enginerouter.engines.remote import RemoteEngine
 from enginerouter.errors import AlreadyRunning, CannotListen, ConfigError, Problem
 from enginerouter.metrics import Registry
 from enginerouter.proxy.downstream import KeepAlive, Mode
 from enginerouter.proxy.upstream import Upstream
-from enginerouter.routing.directory import Directory
+from enginerouter.routing.directory import Directory, models_of
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
 from enginerouter.swap.coordinator import Coordinator
@@ -38,9 +42,10 @@ from enginerouter.web.control import Control
 from enginerouter.web.edge import Edge, edge_rules
 from enginerouter.web.inference import Inference
 from enginerouter.web.listener import GuardedServer, listen
+from enginerouter.web.naming import Naming
 from enginerouter.web.responses import ResponseOwners
 from enginerouter.web.routes import Access, Route, RouteHandler, Routes
-from enginerouter.web.slots_of import LEARNED, read_learned, rules_of, slot_specs
+from enginerouter.web.slots_of import LEARNED, read_learned, rules_of, slot_specs, undeclared_spec
 from enginerouter.web.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -88,6 +93,7 @@ class Router:
                 config.base_dir,
                 self._slot_directory,
                 {m.engine: m.upstream_id or m.id for m in reversed(config.models)},
+                upstream_models(config),
             )
         )
         self.learned = read_learned(self.state)
@@ -98,7 +104,11 @@ class Router:
             self.memory,
             observer=self.telemetry,
             learned=self.learned,
+            spec_of=lambda slot: undeclared_spec(config, slot),
         )
+        self._naming = Naming(Directory(config), self.coordinator, config.engines)
+        self._discovery = Discovery(self._sources(), self._naming.listed_by)
+        self._naming.attach(self._discovery)
         self._addresses: dict[SlotId, str] = {}
         self._upstreams: dict[str, Upstream] = {}
         self._runner: web.ServerRunner | None = None
@@ -126,6 +136,7 @@ class Router:
             )
         except OSError as error:
             raise CannotListen(self.config.host, self.config.port, await self._why_not(error)) from error
+        self._discovery.begin()
         await end_launches_of_removed_engines(self.state, self.engines)
         await self.coordinator.start()
 
@@ -156,6 +167,7 @@ class Router:
         self.coordinator.refuse_new()
         if self._runner is not None:
             await self._stop_listening(self._runner)
+        await self._discovery.close()
         await self.coordinator.close(keeps_engines=self.config.on_exit == "keep")
         for upstream in self._upstreams.values():
             await upstream.close()
@@ -174,6 +186,14 @@ class Router:
         await runner.cleanup()
 
     # --- parts
+
+    def _sources(self) -> dict[str, tuple[ListsModels, float]]:
+        """The engines whose word on their models counts."""
+        return {
+            name: (engine, self.config.engines[name].tags_cache_ttl_s)
+            for name, engine in self.engines.items()
+            if isinstance(engine, ApiSwapEngine | OllamaEngine | RemoteEngine) and is_askable(self.config.engines[name])
+        }
 
     def _upstream(self, settings: EngineSettings) -> Upstream:
         headers = dict(settings.headers)
@@ -203,9 +223,9 @@ class Router:
 
     def _routes(self) -> Iterable[Route]:
         config = self.config
-        directory = Directory(config)
+        naming = self._naming
         inference = Inference(
-            directory,
+            naming,
             self.coordinator,
             self._upstreams,
             self._addresses,
@@ -214,8 +234,8 @@ class Router:
             ResponseOwners(),
             self._tasks,
         )
-        catalog = Catalog(directory, self.coordinator)
-        control = Control(directory, self.coordinator, self.telemetry, self.registry, self.memory, self._tasks)
+        catalog = Catalog(naming, self.coordinator)
+        control = Control(naming, self.coordinator, self.telemetry, self.registry, self.memory, self._tasks)
         for path in INFERENCE_PATHS:
             yield Route("POST", path, inference.serve)
         metrics_access: Access = "key" if config.metrics_require_key else "open"
@@ -241,6 +261,14 @@ class Router:
             ("POST", "/admin/release", control.release, "admin"),
         ]
         yield from (Route(method, path, handler, access) for method, path, handler, access in rows)
+
+
+def upstream_models(config: Config) -> dict[str, list[str]]:
+    """What each engine calls its known models."""
+    found: dict[str, list[str]] = {}
+    for model in models_of(config):
+        found.setdefault(model.engine, []).append(model.upstream_id or model.id)
+    return found
 
 
 def _keepalive(config: Config) -> KeepAlive:

@@ -1,4 +1,4 @@
-"""The lists of models: from what is configured, never from an engine, so that looking loads nothing."""
+"""The lists of models: what is configured, and what engines say they have. Looking loads nothing."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 from aiohttp import web
 
 from enginerouter import __version__
-from enginerouter.routing.directory import Directory, Listed
+from enginerouter.routing.directory import Listed
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.phases import Phase
 from enginerouter.web.edge import EdgeCall
+from enginerouter.web.naming import Naming
 
 # Clients want a creation time; a constant one is as true as any.
 CREATED = 1767225600
@@ -24,8 +25,8 @@ def json_answer(value: object, status: int = 200) -> web.Response:
 class Catalog:
     """GET /v1, /v1/models and /v1/models/{id}."""
 
-    def __init__(self, directory: Directory, coordinator: Coordinator) -> None:
-        self._directory = directory
+    def __init__(self, naming: Naming, coordinator: Coordinator) -> None:
+        self._naming = naming
         self._coordinator = coordinator
 
     async def root(self, call: EdgeCall) -> web.StreamResponse:
@@ -39,14 +40,15 @@ class Catalog:
         )
 
     async def models(self, call: EdgeCall) -> web.StreamResponse:
-        listed = self._directory.listed(call.identity.may_name)
+        listed = await self._naming.listed(call.identity)
         return json_answer({"object": "list", "data": [self._entry(m) for m in listed]})
 
     async def model(self, call: EdgeCall) -> web.StreamResponse:
-        return json_answer(self._entry(self._directory.find(call.params["id"], call.identity.may_name)))
+        return json_answer(self._entry(await self._naming.find(call.params["id"], call.identity)))
 
     def _entry(self, model: Listed) -> dict[str, Any]:
-        phase = self._coordinator.slots[model.slot].phase
+        slot = self._coordinator.slots.get(model.slot)
+        phase = slot.phase if slot is not None else Phase.COLD
         entry: dict[str, Any] = {
             "id": model.id,
             "object": "model",

@@ -18,7 +18,6 @@ from aiohttp import web
 from enginerouter import __version__
 from enginerouter.errors import BadRequest, NotFound, RouterError, printable
 from enginerouter.metrics import Registry
-from enginerouter.routing.directory import Directory
 from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.hold import Hold, HoldDrain, HoldMode
@@ -30,6 +29,7 @@ from enginerouter.web.catalog import json_answer
 from enginerouter.web.edge import EdgeCall
 from enginerouter.web.json_body import json_object
 from enginerouter.web.keys import Identity
+from enginerouter.web.naming import Naming
 from enginerouter.web.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -50,14 +50,14 @@ class Control:
 
     def __init__(
         self,
-        directory: Directory,
+        naming: Naming,
         coordinator: Coordinator,
         telemetry: Telemetry,
         registry: Registry,
         memory: MemorySource,
         tasks: TaskGroup,
     ) -> None:
-        self._directory = directory
+        self._naming = naming
         self._coordinator = coordinator
         self._telemetry = telemetry
         self._registry = registry
@@ -116,13 +116,13 @@ class Control:
     def _shown_to(self, identity: Identity) -> set[SlotId]:
         """The slots that this key may know of: those it may use; an admin key all."""
         may_name = identity.may_name
-        return {s for s in self._coordinator.slots if identity.is_admin or self._directory.may_use(s, may_name)}
+        return {s for s in self._coordinator.slots if identity.is_admin or self._naming.directory.may_use(s, may_name)}
 
     def _slot_status(self, slot: Slot, now: float, identity: Identity) -> dict[str, Any]:
         status: dict[str, Any] = {
             "slot": str(slot.id),
             "engine": slot.id.engine,
-            "models": self._directory.models_of(slot.id, identity.may_name),
+            "models": self._naming.directory.models_of(slot.id, identity.may_name),
             "phase": slot.phase.value,
             "phase_s": round(now - slot.phase_since, 1) if slot.phase_since else None,
             "in_flight": len(slot.leases),
@@ -144,7 +144,7 @@ class Control:
 
     async def swap(self, call: EdgeCall) -> web.StreamResponse:
         """First in line; 200 when it is ready, or 202 at once with `?wait=0`."""
-        slots = self._named(await _asked(call), call.identity)
+        slots = await self._named(await _asked(call), call.identity)
         return await self._swap_to(self._one_of(slots), is_waited_for=waits(call.raw_query))
 
     async def _swap_to(self, slot: SlotId, *, is_waited_for: bool) -> web.Response:
@@ -178,7 +178,7 @@ class Control:
 
     async def models_available(self, call: EdgeCall) -> web.StreamResponse:
         """What can be switched to."""
-        listed = [m for m in self._directory.listed(call.identity.may_name) if m.alias_of is None]
+        listed = [m for m in self._naming.directory.listed(call.identity.may_name) if m.alias_of is None]
         models = [
             {"id": m.id, "name": m.display_name, "engine": m.engine, "status": self._phase(m.slot)} for m in listed
         ]
@@ -192,7 +192,7 @@ class Control:
         active, switching = self._active(call.identity), None
         if swaps and swaps[0].plan.target is not None:
             target = swaps[0].plan.target
-            models = self._directory.models_of(target, call.identity.may_name)
+            models = self._naming.directory.models_of(target, call.identity.may_name)
             seconds = round(now - swaps[0].began_at, 2)
             switching = {"model": models[0] if models else None, "step": swaps[0].step, "seconds": seconds}
         status = "switching" if switching else "ready" if active is not None else "idle"
@@ -204,14 +204,14 @@ class Control:
         name = asked.get("model", asked.get("profile"))
         if not isinstance(name, str):
             raise BadRequest('say which: {"model": "…"}; GET /models/available lists them')
-        target = self._directory.resolve(name, call.identity.may_name, lambda: None)
+        target = await self._naming.target(name, call.identity)
         return await self._swap_to(target.slot, is_waited_for=waits(call.raw_query))
 
     def _active(self, identity: Identity) -> str | None:
         """The model that was used last, of those that are ready."""
         ready = [s for s in self._coordinator.slots.values() if s.phase is Phase.READY]
         for slot in sorted(ready, key=lambda s: s.active_at, reverse=True):
-            if models := self._directory.models_of(slot.id, identity.may_name):
+            if models := self._naming.directory.models_of(slot.id, identity.may_name):
                 return models[0]
         return None
 
@@ -258,9 +258,9 @@ class Control:
     async def _named_or_all(self, call: EdgeCall) -> list[SlotId]:
         """The slots that the body names; all of them if it is empty or `{}`."""
         asked = await _asked(call)
-        return self._named(asked, call.identity) if asked else list(self._coordinator.slots)
+        return await self._named(asked, call.identity) if asked else list(self._coordinator.slots)
 
-    def _named(self, asked: Mapping[str, Any], identity: Identity) -> list[SlotId]:
+    async def _named(self, asked: Mapping[str, Any], identity: Identity) -> list[SlotId]:
         """The slot that `{"model": …}` names, or those of `{"engine": …}`; with both, the two must fit."""
         engine, model = asked.get("engine"), asked.get("model")
         if any(name is not None and not isinstance(name, str) for name in (engine, model)):
@@ -272,7 +272,7 @@ class Control:
             hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
             raise NotFound(f"no engine {printable(engine)!r} is configured and enabled; {hint}")
         if model is not None:
-            target = self._directory.resolve(model, identity.may_name, lambda: None)
+            target = await self._naming.target(model, identity)
             if engine is not None and target.engine != engine:
                 raise BadRequest(f"model {printable(model)!r} belongs to engine {target.engine!r}, not to {engine!r}")
             return [target.slot]

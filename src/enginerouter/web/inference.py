@@ -18,7 +18,7 @@ from enginerouter.proxy.downstream import Downstream, KeepAlive
 from enginerouter.proxy.headers import request_headers, response_headers
 from enginerouter.proxy.payload import for_one_try
 from enginerouter.proxy.upstream import ReusedConnectionFailed, Upstream
-from enginerouter.routing.directory import Directory, Target
+from enginerouter.routing.directory import Target
 from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.model import Lease
@@ -26,6 +26,7 @@ from enginerouter.swap.phases import Phase
 from enginerouter.tasks import TaskGroup
 from enginerouter.web.ask import Ask, understand
 from enginerouter.web.edge import EdgeCall
+from enginerouter.web.naming import Naming
 from enginerouter.web.responses import ResponseOwners
 from enginerouter.web.telemetry import CLIENT_LEFT, Record, Telemetry
 
@@ -52,7 +53,7 @@ class Inference:
 
     def __init__(
         self,
-        directory: Directory,
+        naming: Naming,
         coordinator: Coordinator,
         upstreams: Mapping[str, Upstream],
         addresses: Mapping[SlotId, str],
@@ -61,7 +62,7 @@ class Inference:
         owners: ResponseOwners,
         tasks: TaskGroup,
     ) -> None:
-        self._directory = directory
+        self._naming = naming
         self._coordinator = coordinator
         self._upstreams = upstreams
         self._addresses = addresses
@@ -76,17 +77,17 @@ class Inference:
             body = await call.read_body()
             ask = await understand(call.raw_path, body)
             record.asked = ask.model or ""
-            target = self._target(call, ask)
-            record.asked, record.label = target.asked, target.label
+            target = await self._target(call, ask)
+            record.name(target)
             if ask.model != target.upstream_model:
                 await ask.rename(target.upstream_model)
             return await _Exchange(self, call, ask, target, record).run()
 
-    def _target(self, call: EdgeCall, ask: Ask) -> Target:
+    async def _target(self, call: EdgeCall, ask: Ask) -> Target:
         before = ask.previous_response_id
         if before is not None and (owned := self._owners.known(before, call.identity.name)) is not None:
             return owned
-        return self._directory.resolve(ask.model, call.identity.may_name, self._resident)
+        return await self._naming.target(ask.model, call.identity, self._resident)
 
     def _resident(self) -> SlotId | None:
         ready = [s for s in self._coordinator.slots.values() if s.phase is Phase.READY]
@@ -96,7 +97,7 @@ class Inference:
         """GET, DELETE or cancel of a stored response: goes to the engine that made it, and never swaps."""
         with self._recorded(call) as record:
             target = self._owners.owner(call.params["id"], call.identity.name)
-            record.asked, record.label = target.asked, target.label
+            record.name(target)
             body = await call.read_body()
             exchange = _Exchange(self, call, Ask(call.raw_path, body.raw, {}), target, record)
             # No await between the lease and its use.

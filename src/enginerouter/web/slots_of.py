@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
-from enginerouter.config.engines import GenericProcess
+from enginerouter.config.engines import GenericProcess, Profile
 from enginerouter.config.model import Config, EngineSettings
+from enginerouter.routing.directory import models_of, slot_of
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
 from enginerouter.swap.model import Learned, Rules, SlotSpec
@@ -16,29 +16,51 @@ LEARNED = "learned"
 
 
 def slot_specs(config: Config) -> list[SlotSpec]:
-    """One slot for every enabled engine, or for each of its profiles."""
-    return [spec for engine in config.engines.values() if engine.enabled for spec in _specs_of(engine, config)]
+    """One slot for every enabled engine, for each of its profiles, or for each model of one whose models take turns.
+
+    A `preload` of an engine of the last kind means its first model.
+    """
+    specs: dict[SlotId, SlotSpec] = {}
+    for engine in config.engines.values():
+        if not engine.enabled:
+            continue
+        if isinstance(engine, GenericProcess) and engine.profiles:
+            for profile in engine.profiles.values():
+                slot = SlotId(engine.name, profile.id)
+                specs[slot] = _spec(slot, engine, config, profile=profile, is_preloaded=profile.preload)
+            continue
+        models = [m for m in models_of(config) if m.engine == engine.name]
+        slots = [slot_of(engine, m.upstream_id or m.id, m.id) for m in models] or [SlotId(engine.name)]
+        for n, slot in enumerate(dict.fromkeys(slots)):
+            specs[slot] = _spec(slot, engine, config, is_preloaded=engine.preload and n == 0)
+    return list(specs.values())
 
 
-def _specs_of(engine: EngineSettings, config: Config) -> Iterable[SlotSpec]:
-    profiles = engine.profiles.values() if isinstance(engine, GenericProcess) else ()
-    for profile in profiles or (None,):
-        own = profile if profile is not None else engine
-        need = own.memory_gib if own.memory_gib is not None else engine.memory_gib
-        idle_s = [s for s in (own.idle_unload_s, engine.idle_unload_s, config.idle_unload_s) if s is not None]
-        yield SlotSpec(
-            SlotId(engine.name, profile.id if profile is not None else None),
-            need_bytes=int(need * GIB) if isinstance(need, float | int) else None,
-            uses_learned_need=need == "auto",
-            is_pinned=own.pin,
-            is_preloaded=own.preload,
-            idle_unload_s=idle_s[0] if idle_s else None,
-            holds_memory=engine.holds_local_memory,
-            max_in_flight=engine.max_in_flight,
-            max_restarts=engine.max_restarts,
-            restarts=engine.auto_restart,
-            rolls_back=engine.rollback,
-        )
+def undeclared_spec(config: Config, slot: SlotId) -> SlotSpec:
+    """The slot of a model that only its engine knows."""
+    return _spec(slot, config.engines[slot.engine], config, is_preloaded=False)
+
+
+def _spec(
+    slot: SlotId, engine: EngineSettings, config: Config, *, profile: Profile | None = None, is_preloaded: bool
+) -> SlotSpec:
+    own = profile if profile is not None else engine
+    need = own.memory_gib if own.memory_gib is not None else engine.memory_gib
+    idle_s = [s for s in (own.idle_unload_s, engine.idle_unload_s, config.idle_unload_s) if s is not None]
+    return SlotSpec(
+        slot,
+        need_bytes=int(need * GIB) if isinstance(need, float | int) else None,
+        uses_learned_need=need == "auto",
+        is_pinned=own.pin,
+        pins_engine=profile is None and engine.pin and slot.model is not None,
+        is_preloaded=is_preloaded,
+        idle_unload_s=idle_s[0] if idle_s and engine.type != "remote" else None,
+        holds_memory=engine.holds_local_memory,
+        max_in_flight=engine.max_in_flight,
+        max_restarts=engine.max_restarts,
+        restarts=engine.auto_restart,
+        rolls_back=engine.rollback,
+    )
 
 
 def rules_of(config: Config) -> Rules:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from enginerouter.errors import RouterError, printable
 from enginerouter.metrics import Labels, Registry
+from enginerouter.routing.directory import Target
 from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.memory import MemorySource
@@ -40,6 +41,7 @@ class Record:
         "dialect",
         "error",
         "first_byte_at",
+        "is_declared",
         "keepalives",
         "label",
         "queue_s",
@@ -54,12 +56,18 @@ class Record:
         self.began_at = began_at
         self.asked = ""
         self.label = ""
+        # Whether the names are the configuration's: only those become labels of metrics.
+        self.is_declared = True
         self.status = 0
         self.queue_s = 0.0
         self.swap_s = 0.0
         self.first_byte_at: float | None = None
         self.keepalives = 0
         self.error: RouterError | None = None
+
+    def name(self, target: Target) -> None:
+        """Note what the request is for."""
+        self.asked, self.label, self.is_declared = target.asked, target.label, target.is_declared
 
 
 class Telemetry:
@@ -162,8 +170,11 @@ class Telemetry:
         total = now - record.began_at
         status = record.status
         # An unknown model has no label: what the client called it stays out of the metrics.
-        requested = record.asked if record.label else OTHER
-        self._requests.inc((record.dialect, requested, record.label or OTHER, str(status)))
+        requested = record.asked if record.label and record.is_declared else OTHER
+        target = record.label or OTHER
+        if not record.is_declared:
+            target = f"{record.label.partition('/')[0]}/{OTHER}"
+        self._requests.inc((record.dialect, requested, target, str(status)))
         self._total_s.observe(total)
         if record.label:
             self._wait_s.observe(record.queue_s)

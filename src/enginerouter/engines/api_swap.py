@@ -1,0 +1,309 @@
+"""The engine that is a server with load and unload paths: TabbyAPI, LM Studio, and whatever works like them.
+
+Each model is a slot, and one is loaded at a time, so that a change of model drains the one before. Nothing is
+believed that can be seen: a model is ready when `loaded_path` lists it, and gone when that lists nothing. A list that
+cannot be had is an error, never "nothing loaded" – but where the connection is refused no server runs, and a server
+that does not run has nothing loaded. Without `loaded_path` the server's word is all there is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from enginerouter.config.engines import ApiSwap
+from enginerouter.engines.base import OnExit
+from enginerouter.engines.http_control import ControlClient, ControlFailed, filled
+from enginerouter.engines.loaded import Listing, Loaded, known_models, loaded_models
+from enginerouter.engines.probe import Prober, gap_s
+from enginerouter.engines.server_ready import see_ready
+from enginerouter.engines.server_watch import ServerWatch
+from enginerouter.errors import FreeFailed, StartFailed, StartTimedOut
+from enginerouter.slots import SlotId
+from enginerouter.tasks import TaskGroup
+
+log = logging.getLogger(__name__)
+
+# A list of models comes at once or not soon.
+LIST_TIMEOUT_S = 5.0
+
+
+class ApiSwapEngine:
+    """See `engines.base.Engine`. `models` are the declared ones, by the names the server knows."""
+
+    def __init__(self, settings: ApiSwap, models: Sequence[str] = ()) -> None:
+        self._settings = settings
+        self._models = tuple(models)
+        self._base_url = (settings.base_url or "").rstrip("/")
+        self._client = ControlClient(self._base_url, settings.control_headers, settings.api_key)
+        self._prober = Prober(settings.control_headers, settings.api_key)
+        self._tasks = TaskGroup()
+        self._watch = ServerWatch(settings.name, self._refusal, self._tasks)
+        # One load or unload at a time inside the server.
+        self._turn = asyncio.Lock()
+        # A load call goes on when the start that made it is called off: servers do not stop loading for that.
+        self._loading: asyncio.Task[ControlFailed | None] | None = None
+        # Models that may be in memory although no list has shown them yet.
+        self._unseen: list[str] = []
+
+    @property
+    def name(self) -> str:
+        return self._settings.name
+
+    def address(self, slot: SlotId) -> str:
+        return self._base_url
+
+    def watch(self, on_exit: OnExit) -> None:
+        self._watch.on_exit = on_exit
+
+    async def close(self) -> None:
+        await self._tasks.close()
+        await self._client.close()
+        await self._prober.close()
+
+    async def held_bytes(self, slot: SlotId) -> int | None:
+        return None
+
+    async def stopped_state(self, slot: SlotId) -> str | None:
+        return await self._refusal()
+
+    async def _refusal(self) -> str | None:
+        """The sentence of a refused connection; None for every other outcome."""
+        try:
+            await self._client.get(self._settings.health_path, timeout_s=LIST_TIMEOUT_S)
+        except ControlFailed as failed:
+            return failed.sentence if failed.is_refused else None
+        return None
+
+    # --- start
+
+    async def check(self, slot: SlotId, leaving: Collection[SlotId]) -> None:
+        """Any answer at all will do: some health paths say 503 while nothing is loaded."""
+        try:
+            await self._client.get(self._settings.health_path, timeout_s=self._settings.ready_probe_timeout_s)
+        except ControlFailed as failed:
+            raise self._cannot_start(f"its server does not answer: {failed.sentence}; start that server") from failed
+
+    async def start(self, slot: SlotId) -> None:
+        model = slot.model or self.name
+        began_at = time.monotonic()
+        async with self._turn:
+            if not await self._is_the_only_one(model):
+                await self._load(model)
+                await self._see_loaded(model, began_at)
+            path = self._settings.ready_path or self._settings.health_path
+            await see_ready(self._client, self._settings, path, began_at)
+            if self._settings.warmup:
+                await self._warm_up(model)
+            self._watch.begin(slot)
+
+    async def _is_the_only_one(self, model: str) -> bool:
+        """Whether nothing is to be loaded. What else is in the server's memory is unloaded."""
+        try:
+            await self._await_load(self._settings.load_timeout_s)
+            loaded = await self._listed()
+            if loaded and all(one.is_model(model) for one in loaded):
+                return True
+        except ControlFailed as failed:
+            raise self._cannot_start(failed.sentence) from failed
+        if loaded or self._unseen:
+            await self._unload()
+        return False
+
+    async def _load(self, model: str) -> None:
+        settings = self._settings
+        if not settings.load_path:
+            return
+        self._unseen.append(model)
+        self._loading = self._tasks.spawn(self._call_load(model), f"load {self.name}/{model}")
+        # Waited for beside it, not in it: if the start is called off, the call goes on.
+        await asyncio.wait([self._loading])
+        failed, self._loading = self._loading.result(), None
+        if failed is not None:
+            what = f"{model!r} could not be loaded: {failed.sentence}"
+            raise self._timed_out(what) if not failed.has_ended else self._cannot_start(what)
+
+    async def _call_load(self, model: str) -> ControlFailed | None:
+        """The load call. A failure is its result, for whoever comes to look."""
+        settings = self._settings
+        body = filled(settings.load_body, model) or None
+        path = filled(settings.load_path, model)
+        try:
+            said = await self._client.ask(settings.load_method, path, body=body, timeout_s=settings.load_timeout_s)
+            said.raise_problem()
+        except ControlFailed as failed:
+            return failed
+        return None
+
+    async def _await_load(self, within_s: float) -> None:
+        """Let a load that nobody waits for any more come to its end. Raises ControlFailed if it does not."""
+        if (loading := self._loading) is None:
+            return
+        await asyncio.wait([loading], timeout=within_s)
+        if not loading.done():
+            names = ", ".join(self._unseen)
+            raise ControlFailed(f"{self._base_url} is still loading {names}, which cannot be called off")
+        self._loading = None
+
+    async def _see_loaded(self, model: str, began_at: float) -> None:
+        settings = self._settings
+        if settings.loaded_path is None or not settings.load_path:
+            return
+        seen = "nothing at all"
+        while True:
+            try:
+                loaded = await self._listed() or []
+            except ControlFailed as failed:
+                raise self._cannot_start(f"whether {model!r} is loaded cannot be seen: {failed.sentence}") from failed
+            if any(one.is_model(model) for one in loaded):
+                return
+            if loaded:
+                seen = ", ".join(one.name for one in loaded)
+            elapsed_s = time.monotonic() - began_at
+            if elapsed_s >= settings.load_timeout_s:
+                url = self._base_url + settings.loaded_path
+                raise self._timed_out(
+                    f"its server said that {model!r} is loaded, but {url} lists {seen} after {elapsed_s:.0f} s"
+                )
+            await asyncio.sleep(gap_s(elapsed_s))
+
+    async def _warm_up(self, model: str) -> None:
+        reply = await self._prober.warm_up(self._base_url, model, self._settings.start_timeout_s)
+        log.info("engine %r: warm-up: %s", self.name, reply.outcome)
+
+    # --- stop
+
+    async def stop(self, slot: SlotId) -> None:
+        self._watch.end()
+        async with self._turn:
+            await self._unload()
+
+    async def _unload(self) -> None:
+        """Unload everything the server has in memory, and see it gone. Raises FreeFailed."""
+        settings = self._settings
+        began_at = time.monotonic()
+        try:
+            await self._await_load(settings.unload_timeout_s)
+            if settings.loaded_path is None:
+                await self._unload_unseen()
+                return
+            loaded = await self._listed()
+        except ControlFailed as failed:
+            if failed.is_refused:
+                self._unseen.clear()
+                return
+            raise self._cannot_free(failed.sentence) from failed
+        last_words = await self._ask_to_unload(loaded or [])
+        await self._see_nothing_loaded(began_at, last_words)
+        self._unseen.clear()
+
+    async def _listed(self) -> list[Loaded] | None:
+        """What is loaded; None where there is nothing to ask. Raises ControlFailed."""
+        path = self._settings.loaded_path
+        if path is None:
+            return None
+        return loaded_models(await self._client.get(path, timeout_s=LIST_TIMEOUT_S), self._settings)
+
+    async def _ask_to_unload(self, loaded: Sequence[Loaded]) -> str:
+        """One call for each instance, and for what a load left unlisted. Gives what the server had against it."""
+        if not self._settings.unload_path:
+            return "there is no unload_path" if loaded else ""
+        complaints = [await self._call_unload(one_id) for one in loaded for one_id in one.ids]
+        for model in self._unseen:
+            if not any(one.is_model(model) for one in loaded):
+                await self._call_unload(model)  # it may say that it does not know it
+        return "; ".join(filter(None, complaints))
+
+    async def _call_unload(self, model: str) -> str:
+        """What went wrong, or nothing."""
+        settings = self._settings
+        body: Any = filled(settings.unload_body, model) or None
+        path = filled(settings.unload_path, model)
+        try:
+            said = await self._client.ask(settings.unload_method, path, body=body, timeout_s=settings.unload_timeout_s)
+            said.raise_problem()
+        except ControlFailed as failed:
+            return failed.sentence
+        return ""
+
+    async def _see_nothing_loaded(self, began_at: float, last_words: str) -> None:
+        limit_s = self._settings.unload_timeout_s
+        while True:
+            try:
+                loaded = await self._listed()
+            except ControlFailed as failed:
+                if failed.is_refused:
+                    return
+                raise self._cannot_free(failed.sentence) from failed
+            if not loaded:
+                return
+            elapsed_s = time.monotonic() - began_at
+            if elapsed_s >= limit_s:
+                names = ", ".join(one.name for one in loaded)
+                why = f" ({last_words})" if last_words else ""
+                raise self._cannot_free(f"still in its memory after {limit_s:g} s: {names}{why}")
+            await asyncio.sleep(gap_s(elapsed_s))
+
+    async def _unload_unseen(self) -> None:
+        """Without a list: what was loaded from here is unloaded, and the answer believed."""
+        if not self._settings.unload_path:
+            if self._unseen:
+                log.warning("engine %r has no unload_path: its memory cannot be freed", self.name)
+            self._unseen.clear()
+            return
+        for model in list(self._unseen):
+            if complaint := await self._call_unload(model):
+                if await self._refusal() is None:
+                    raise self._cannot_free(f"{model!r} could not be unloaded: {complaint}")
+                self._unseen.clear()
+                return
+            self._unseen.remove(model)
+
+    # --- what is there
+
+    async def adopt(self) -> list[SlotId]:
+        """What is loaded when the router starts is the resident slot; a declared model before any other."""
+        try:
+            loaded = await self._listed()
+        except ControlFailed as failed:
+            if failed.is_refused:
+                return []
+            raise self._cannot_free(f"what it has in memory cannot be seen: {failed.sentence}") from failed
+        if not loaded:
+            return []
+        declared = [m for m in self._models if any(one.is_model(m) for one in loaded)]
+        slot = SlotId(self.name, declared[0] if declared else loaded[0].name)
+        self._watch.begin(slot)
+        return [slot]
+
+    async def list_models(self) -> Listing:
+        """Every model the server knows. Raises ControlFailed."""
+        paths = dict.fromkeys(filter(None, (self._settings.health_path, self._settings.loaded_path, "/v1/models")))
+        ids: dict[str, None] = {}
+        failure: ControlFailed | None = None
+        for path in paths:
+            try:
+                listing = known_models(await self._client.get(path, timeout_s=LIST_TIMEOUT_S))
+            except ControlFailed as failed:
+                failure = failure or failed
+                if failed.is_refused:
+                    break
+            else:
+                ids.update(dict.fromkeys(listing.ids))
+        if failure is not None and not ids:
+            raise failure
+        return Listing(tuple(ids))
+
+    # --- errors
+
+    def _cannot_start(self, why: str) -> StartFailed:
+        return StartFailed(self.name, f"engine {self.name!r} cannot be started: {why}")
+
+    def _timed_out(self, why: str) -> StartTimedOut:
+        return StartTimedOut(self.name, f"engine {self.name!r} did not start in time: {why}")
+
+    def _cannot_free(self, why: str) -> FreeFailed:
+        return FreeFailed(self.name, f"engine {self.name!r} could not be freed: {why}")

@@ -1,0 +1,112 @@
+"""Which models engines say they have: asked for when a list is needed, kept for `tags_cache_ttl_s`, told to a listener.
+
+Asking never loads anything. At most one question at a time goes to an engine; a failure is kept for a moment only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from enginerouter.config.engines import EngineSettings
+from enginerouter.engines.http_control import ControlFailed
+from enginerouter.engines.loaded import Listing
+from enginerouter.errors import EngineUnavailable
+from enginerouter.tasks import TaskGroup
+
+log = logging.getLogger(__name__)
+
+FAILURE_TTL_S = 2.0
+# Of a list that is longer than this, nobody reads the end.
+MOST_MODELS = 2000
+# An engine that takes longer than this to list its models is not waited for by requests.
+PATIENCE_S = 2.0
+
+
+class ListsModels(Protocol):
+    async def list_models(self) -> Listing:
+        """Raises ControlFailed."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is known of one engine. `at` is monotonic; None: never asked."""
+
+    engine: ListsModels
+    ttl_s: float
+    at: float | None = None
+    failure: str = ""
+    asking: asyncio.Task[None] | None = None
+
+    def is_stale(self, now: float) -> bool:
+        if self.at is None:
+            return True
+        return now - self.at > (min(self.ttl_s, FAILURE_TTL_S) if self.failure else self.ttl_s)
+
+
+class Discovery:
+    """`listed` is called with the models of an engine whenever they were asked for."""
+
+    def __init__(
+        self, sources: Mapping[str, tuple[ListsModels, float]], listed: Callable[[str, Listing], None]
+    ) -> None:
+        self._known = {name: _Known(engine, ttl_s) for name, (engine, ttl_s) in sources.items()}
+        self._listed = listed
+        self._tasks = TaskGroup()
+
+    def begin(self) -> None:
+        """Ask everybody for the first time, in the background."""
+        for name, known in self._known.items():
+            self._ask(name, known)
+
+    async def close(self) -> None:
+        await self._tasks.close()
+
+    async def freshen(self, within_s: float = PATIENCE_S) -> bool:
+        """See that the lists are fresh, as far as that goes within a time. Gives whether any had to be asked for."""
+        now = time.monotonic()
+        asking = [self._ask(name, known) for name, known in self._known.items() if known.is_stale(now)]
+        if asking:
+            await asyncio.wait(asking, timeout=within_s)
+        return bool(asking)
+
+    def failure_of(self, engine: str) -> EngineUnavailable | None:
+        """Why the models of an engine are not known just now."""
+        known = self._known.get(engine)
+        if known is None or (known.at is not None and not known.failure):
+            return None
+        why = known.failure or "it has not answered yet"
+        return EngineUnavailable(
+            f"engine {engine!r} cannot say which models it has: {why}", retry_after_s=FAILURE_TTL_S
+        )
+
+    def _ask(self, name: str, known: _Known) -> asyncio.Task[None]:
+        if known.asking is None or known.asking.done():
+            known.asking = self._tasks.spawn(self._fetch(name, known), f"models of {name}")
+        return known.asking
+
+    async def _fetch(self, name: str, known: _Known) -> None:
+        try:
+            listing = await known.engine.list_models()
+        except ControlFailed as failed:
+            if failed.sentence != known.failure:
+                log.info("engine %r: its models are not known: %s", name, failed.sentence)
+            known.failure = failed.sentence
+        else:
+            known.failure = ""
+            self._listed(name, Listing(listing.ids[:MOST_MODELS], listing.remote))
+        known.at = time.monotonic()
+
+
+def wants_discovery(settings: EngineSettings) -> bool:
+    """Ollama's models come and go with `ollama pull`; other servers are asked where the configuration says so."""
+    return settings.type == "ollama" or (settings.discover_models and settings.type in ("api_swap", "remote"))
+
+
+def is_askable(settings: EngineSettings) -> bool:
+    """Whether `engine/model` may name a model that only the engine knows of, so that it has to be asked."""
+    return settings.type in ("ollama", "api_swap") or wants_discovery(settings)

@@ -1,0 +1,190 @@
+"""The engine that is an Ollama daemon. It is one slot: ready when the daemon answers, free when `/api/ps` is empty.
+
+The daemon is never stopped. Which of its models are in memory while it is resident is its own business; freeing asks
+it to unload each of them and looks until they are gone, because it says "unload" at once and unloads when it can.
+Models it runs elsewhere (`remote_host`, `remote_model`) hold nothing here and are left alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import time
+from collections.abc import Collection, Sequence
+
+from enginerouter.config.engines import Ollama
+from enginerouter.engines.base import OnExit
+from enginerouter.engines.http_control import ControlClient, ControlFailed
+from enginerouter.engines.loaded import Listing, known_models, ollama_running
+from enginerouter.engines.probe import Prober, gap_s
+from enginerouter.engines.server_ready import see_ready
+from enginerouter.engines.server_watch import ServerWatch
+from enginerouter.errors import FreeFailed, StartFailed, printable
+from enginerouter.slots import SlotId
+from enginerouter.tasks import TaskGroup
+
+log = logging.getLogger(__name__)
+
+LIST_TIMEOUT_S = 5.0
+_VERSION = "/api/version"
+_PASSED_TO_CLI = ("PATH", "HOME", "USER", "LANG", "SYSTEMROOT", "USERPROFILE", "LOCALAPPDATA")
+
+
+class OllamaEngine:
+    """See `engines.base.Engine`."""
+
+    def __init__(self, settings: Ollama, *, warmup_model: str | None = None) -> None:
+        self._settings = settings
+        self._warmup_model = warmup_model
+        self._base_url = (settings.base_url or "").rstrip("/")
+        self._client = ControlClient(self._base_url, settings.control_headers, settings.api_key)
+        self._prober = Prober(settings.control_headers, settings.api_key)
+        self._tasks = TaskGroup()
+        self._watch = ServerWatch(settings.name, self._refusal, self._tasks)
+
+    @property
+    def name(self) -> str:
+        return self._settings.name
+
+    def address(self, slot: SlotId) -> str:
+        return self._base_url
+
+    def watch(self, on_exit: OnExit) -> None:
+        self._watch.on_exit = on_exit
+
+    async def close(self) -> None:
+        await self._tasks.close()
+        await self._client.close()
+        await self._prober.close()
+
+    async def held_bytes(self, slot: SlotId) -> int | None:
+        return None
+
+    async def stopped_state(self, slot: SlotId) -> str | None:
+        return await self._refusal()
+
+    async def _refusal(self) -> str | None:
+        try:
+            await self._client.get(_VERSION, timeout_s=LIST_TIMEOUT_S)
+        except ControlFailed as failed:
+            return failed.sentence if failed.is_refused else None
+        return None
+
+    # --- the steps of a swap
+
+    async def check(self, slot: SlotId, leaving: Collection[SlotId]) -> None:
+        try:
+            said = await self._client.get(_VERSION, timeout_s=self._settings.ready_probe_timeout_s)
+            said.raise_problem()
+        except ControlFailed as failed:
+            raise StartFailed(
+                self.name,
+                f"engine {self.name!r} cannot be started: its daemon does not answer: {failed.sentence}; "
+                "start it (`ollama serve`)",
+            ) from failed
+
+    async def start(self, slot: SlotId) -> None:
+        began_at = time.monotonic()
+        await self.check(slot, ())
+        path = self._settings.ready_path or self._settings.health_path
+        await see_ready(self._client, self._settings, path, began_at)
+        if self._settings.warmup and self._warmup_model is not None:
+            await self._warm_up(self._warmup_model)
+        self._watch.begin(slot)
+
+    async def _warm_up(self, model: str) -> None:
+        reply = await self._prober.warm_up(self._base_url, model, self._settings.start_timeout_s)
+        log.info("engine %r: warm-up: %s", self.name, reply.outcome)
+
+    async def stop(self, slot: SlotId) -> None:
+        self._watch.end()
+        began_at, limit_s = time.monotonic(), self._settings.unload_timeout_s
+        try:
+            running = await self._running()
+            complaints = [await self._unload(model, limit_s) for model in running]
+            if any(complaints):
+                await self._ask_cli(running, limit_s / 2)
+            has_asked_cli = any(complaints)
+            while running:
+                elapsed_s = time.monotonic() - began_at
+                if elapsed_s >= limit_s:
+                    why = f" ({'; '.join(filter(None, complaints))})" if any(complaints) else ""
+                    names = ", ".join(running)
+                    raise self._cannot_free(f"still in its memory after {limit_s:g} s: {names}{why}")
+                if elapsed_s >= limit_s / 2 and not has_asked_cli:
+                    has_asked_cli = True
+                    await self._ask_cli(running, limit_s / 2)
+                await asyncio.sleep(gap_s(elapsed_s))
+                running = await self._running()
+        except ControlFailed as failed:
+            if not failed.is_refused:  # no daemon, nothing in its memory
+                raise self._cannot_free(failed.sentence) from failed
+
+    async def _running(self) -> list[str]:
+        return ollama_running(await self._client.get("/api/ps", timeout_s=LIST_TIMEOUT_S))
+
+    async def _unload(self, model: str, timeout_s: float) -> str:
+        """Ask for it. Gives what went wrong, or nothing."""
+        body = {"model": model, "keep_alive": 0, "stream": False}
+        try:
+            said = await self._client.ask("POST", "/api/generate", body=body, timeout_s=min(timeout_s, LIST_TIMEOUT_S))
+            said.raise_problem()
+        except ControlFailed as failed:
+            return failed.sentence
+        return ""
+
+    async def _ask_cli(self, models: Sequence[str], timeout_s: float) -> None:
+        """`ollama stop` for each, where that program is to be had. What comes of it `/api/ps` shows."""
+        program = await asyncio.to_thread(shutil.which, "ollama")
+        if program is None:
+            return
+        environment = {name: os.environ[name] for name in _PASSED_TO_CLI if name in os.environ}
+        environment["OLLAMA_HOST"] = self._base_url
+        try:
+            async with asyncio.timeout(timeout_s):
+                for model in models:
+                    log.info("engine %r: asking `ollama stop %s`", self.name, printable(model))
+                    await _run((program, "stop", model), environment)
+        except (TimeoutError, OSError) as error:
+            log.warning("engine %r: `ollama stop` did not work: %s", self.name, error or "no end in time")
+
+    # --- what is there
+
+    async def adopt(self) -> list[SlotId]:
+        try:
+            running = await self._running()
+        except ControlFailed as failed:
+            if failed.is_refused:
+                return []
+            raise self._cannot_free(f"what it has in memory cannot be seen: {failed.sentence}") from failed
+        if not running:
+            return []
+        slot = SlotId(self.name)
+        self._watch.begin(slot)
+        return [slot]
+
+    async def list_models(self) -> Listing:
+        """What `/api/tags` lists. Raises ControlFailed."""
+        return known_models(await self._client.get("/api/tags", timeout_s=LIST_TIMEOUT_S))
+
+    def _cannot_free(self, why: str) -> FreeFailed:
+        return FreeFailed(self.name, f"engine {self.name!r} could not be freed: {why}")
+
+
+async def _run(command: Sequence[str], environment: dict[str, str]) -> None:
+    """Run a program to its end; one that is not waited for any more is killed."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        env=environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

@@ -1,0 +1,49 @@
+"""Which engines are other machines', for keys that may not spend there. Pure: the machine's own addresses come in."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from enginerouter.config.check_engines import is_surely_remote
+from enginerouter.config.engines import EngineSettings, GenericProcess
+
+# Tags of models that an Ollama daemon runs in its maker's cloud.
+_CLOUD = ("-cloud", ":cloud")
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def is_remote(settings: EngineSettings, own: Collection[Network]) -> bool:
+    """Whether what is sent to an engine leaves this machine. `own`: its addresses, and the networks of its bridges."""
+    if settings.type == "remote" or is_surely_remote(settings):
+        return True
+    if settings.trust_local or isinstance(settings, GenericProcess) or settings.base_url is None:
+        return False
+    host = (urlsplit(settings.base_url).hostname or "").partition("%")[0]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        # `is_surely_remote` leaves Ollama daemons out, whose name may be any.
+        return "." in host and not host.endswith((".local", ".internal", ".localhost"))
+    is_here = address.is_loopback or address.is_unspecified or any(address in network for network in own)
+    return not is_here
+
+
+def is_cloud_model(engine: EngineSettings, model: str, said_remote: Collection[str]) -> bool:
+    """Whether an Ollama daemon passes requests for a model on to another machine."""
+    return engine.type == "ollama" and (model in said_remote or model.endswith(_CLOUD))
+
+
+def own_networks(addresses: Collection[tuple[str, str, str | None]]) -> list[Network]:
+    """From (interface, address, netmask): each address alone, and the whole network of a bridge of containers."""
+    found: list[Network] = []
+    for interface, address, netmask in addresses:
+        try:
+            one = ipaddress.ip_address(address.partition("%")[0])
+            is_bridge = interface.startswith(("docker", "br-", "virbr", "podman", "cni", "lxdbr"))
+            prefix = netmask if is_bridge and netmask and one.version == 4 else str(one.max_prefixlen)
+            found.append(ipaddress.ip_network(f"{one}/{prefix}", strict=False))
+        except ValueError:
+            continue  # not an address of IP
+    return found
