@@ -17,7 +17,6 @@ from enginerouter.config.report import At, Report, dotted
 UNSERVED: Final = (
     "engines.*.type=api_swap",
     "engines.*.type=ollama",
-    "engines.*.type=systemd_unit",
     "engines.*.type=remote",
     "engines.*.profiles",
     "engines.*.manifest",

@@ -8,13 +8,14 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from enginerouter.config.engines import EngineSettings, GenericProcess
+from enginerouter.config.engines import EngineSettings, GenericProcess, SystemdUnit
 from enginerouter.engines import adoption, proctree
 from enginerouter.engines.base import Engine, OnExit
 from enginerouter.engines.child import Tree
 from enginerouter.engines.directory import SlotDirectory
 from enginerouter.engines.ending import end_tree, signal_number
 from enginerouter.engines.process import GenericProcessEngine
+from enginerouter.engines.systemd_unit import SystemdUnitEngine
 from enginerouter.errors import NotBuilt
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
@@ -74,6 +75,8 @@ def build_engine(
     directory: SlotDirectory,
     warmup_model: str | None = None,
 ) -> Engine:
+    if isinstance(settings, SystemdUnit):
+        return SystemdUnitEngine(settings, directory, warmup_model=warmup_model)
     if not isinstance(settings, GenericProcess):
         return UnbuiltEngine(settings, f"type {settings.type!r}")
     if settings.profiles or settings.manifest is not None:
