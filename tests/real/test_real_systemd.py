@@ -26,9 +26,7 @@ class Unit:
         command = [sys.executable, "-m", "enginerouter.demo.engine", "--port", str(port), "--name", name]
         command += ["--memory-mib", str(memory_mib), "--load-s", "0.2"]
         self._manager = manager
-        self.name = manager.unit(
-            name, *command, Restart="always", RestartSec="0.3", Environment=f"PYTHONPATH={SOURCE}"
-        )
+        self.name = manager.unit(name, *command, Restart="always", RestartSec="0.3", Environment=f"PYTHONPATH={SOURCE}")
         self.settings: dict[str, Any] = {
             "type": "systemd_unit",
             "unit": self.name,
@@ -73,9 +71,7 @@ def test_a_unit_and_a_process_swap_and_never_live_together(unit: Unit, start: St
     assert unit.state == "inactive", "the router stops what it started"
 
 
-def test_a_killed_unit_is_crashed_then_cold_and_the_next_request_brings_it_back_once(
-    unit: Unit, start: Start
-) -> None:
+def test_a_killed_unit_is_crashed_then_cold_and_the_next_request_brings_it_back_once(unit: Unit, start: Start) -> None:
     router = start(engines(unit))
     router.ask("heavy")
     first = unit.process
