@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from boxes import SCRIPTS
 from unit_boxes import UNIT_SLOT as SLOT
 from unit_boxes import UnitBox, longest_block
 
@@ -260,7 +263,7 @@ async def test_a_hanging_systemctl_is_bounded_named_and_never_blocks_the_loop(
 
 async def test_a_systemctl_that_hangs_at_the_stop_is_a_failure_to_free(units: UnitBox, systemctl: MakeCommand) -> None:
     systemctl(shows(ACTIVE))
-    engine = units.engine("x.service", free_port(), call_timeout_s=0.4, start_timeout_s=0.3)
+    engine = units.engine("x.service", free_port(), call_timeout_s=0.4, start_timeout_s=0.3, ready_check="model:nobody")
     with pytest.raises(StartFailed, match=r"within 0.3 s"):
         await engine.start(SLOT)
     systemctl("sleep 30")
@@ -316,3 +319,21 @@ def test_what_was_said_is_one_printable_line() -> None:
     assert Said("systemctl start x", 1, error="no\n\x1b[31mway").problem() == (
         "`systemctl start x` failed: no \\x1b[31mway"
     )
+
+
+async def test_a_unit_that_answers_before_systemd_was_asked_again_is_no_stranger(
+    units: UnitBox, systemctl: MakeCommand, tmp_path: Path
+) -> None:
+    """The first look after the start may come later than the first probe that succeeds."""
+    port, pid = free_port(), tmp_path / "pid"
+    launch = f"{sys.executable} -I -S {SCRIPTS / 'fake_engine.py'} --port {port} >/dev/null 2>&1 &"
+    systemctl(
+        f"case \"$*\" in *show*) if [ -e {pid} ]; then sleep 0.3; printf '{ACTIVE}MainPID=%s\\n' $(cat {pid});"
+        f" else printf '{INACTIVE}'; fi;; *reset*) ;; *start*) {launch} echo $! > {pid};; esac"
+    )
+    engine = units.engine("x.service", port)
+    try:
+        await engine.start(SLOT)
+        assert await engine.stopped_state(SLOT) is None
+    finally:
+        os.kill(int(pid.read_text()), signal.SIGKILL)

@@ -216,16 +216,19 @@ class SystemdUnitEngine:
         """Do the unit's processes, and nobody else, listen at its port? None where that cannot be told."""
         if self._is_container(run):
             return None
-        belongs: bool | None = None
-        # A process may have been forked between the look at processes and at sockets.
-        for _ in range(2):
+        # It may answer before its group was heard of, or fork between the look at processes and at sockets.
+        for look in range(3):
+            if look > 0 or not run.control_group:
+                said = await self._show()
+                if isinstance(said, Said):
+                    return None  # its port was free before; who belongs to it only systemd can tell
+                run.note(said)
             among = {key.pid for key in await asyncio.to_thread(run.alive)}
             listening = await asyncio.to_thread(ports.who_listens, self._place.host, self._place.port, among)
-            belongs = listening.is_all_ours
-            if belongs:
+            if listening.is_all_ours:
                 run.listeners = listening.ours
                 return True
-        return belongs
+        return listening.is_all_ours
 
     async def why_it_ended(self, run: UnitRun) -> StartFailed:
         cause, detail = await self._autopsy(run)
