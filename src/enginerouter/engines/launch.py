@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from enginerouter.config.engines import GenericProcess, Profile
+from enginerouter.config.engines import EngineSettings, GenericProcess, Profile
 from enginerouter.engines.probe import ReadyRule
 from enginerouter.engines.proctree import MARKER
 from enginerouter.slots import SlotId
@@ -79,13 +79,8 @@ def plan_launch(settings: GenericProcess, slot: SlotId, base_dir: Path, chosen_p
         host=host,
         port=port,
         log_path=base_dir / (settings.log_file or f"logs/engines/{file_name(slot)}.log"),
-        ready=ReadyRule(
-            url=address + settings.ready_path if settings.ready_path else "",
-            status=settings.ready_status,
-            check=fill(settings.ready_check),
-            probe_timeout_s=settings.ready_probe_timeout_s,
-        ),
-        is_container=program(argv) in _CONTAINERS,
+        ready=ready_rule(settings, address, check=fill(settings.ready_check)),
+        is_container=is_container_client(program(argv)),
         digest=digest_of(argv, env, settings.cwd),
         model=profile.model if profile else None,
     )
@@ -145,13 +140,26 @@ def container_grace_s(stop_argv: Sequence[str]) -> float:
     return _CONTAINER_GRACE_S
 
 
-def address_of(settings: GenericProcess, chosen_port: int) -> tuple[str, str, int]:
+def address_of(settings: EngineSettings, chosen_port: int) -> tuple[str, str, int]:
     """Base URL without trailing slash, host, port."""
     if settings.base_url is None:
         return f"http://{CHOSEN_HOST}:{chosen_port}", CHOSEN_HOST, chosen_port
     address = settings.base_url.rstrip("/")
     parts = urlsplit(address)
     return address, parts.hostname or CHOSEN_HOST, parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def ready_rule(settings: EngineSettings, address: str, *, check: str | None = None) -> ReadyRule:
+    return ReadyRule(
+        url=address + settings.ready_path if settings.ready_path else "",
+        status=settings.ready_status,
+        check=settings.ready_check if check is None else check,
+        probe_timeout_s=settings.ready_probe_timeout_s,
+    )
+
+
+def is_container_client(program_name: str) -> bool:
+    return program_name in _CONTAINERS
 
 
 def digest_of(argv: Sequence[str], env: Mapping[str, str], cwd: Path | None) -> str:

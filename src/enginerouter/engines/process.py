@@ -20,7 +20,7 @@ from enginerouter.engines import adoption, keepslots, ports, proctree, sleeping
 from enginerouter.engines.adoption import LaunchRecord
 from enginerouter.engines.base import OnExit
 from enginerouter.engines.child import Child, Tree, spawn
-from enginerouter.engines.directory import PortUse, SlotDirectory
+from enginerouter.engines.directory import SlotDirectory
 from enginerouter.engines.ending import end_child, end_tree, signal_number
 from enginerouter.engines.enginelog import EngineLog, Mark
 from enginerouter.engines.launch import (
@@ -34,7 +34,7 @@ from enginerouter.engines.launch import (
 )
 from enginerouter.engines.probe import Prober
 from enginerouter.engines.proctree import ProcessKey, Snapshot
-from enginerouter.engines.starting import crashed, died_starting, listens_there, port_taken, wait_ready
+from enginerouter.engines.starting import ChildStarting, admit, crashed, listens_there, port_taken, wait_ready, warm_up
 from enginerouter.errors import FreeFailed, NotBuilt, StartFailed, printable
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
@@ -45,8 +45,6 @@ log = logging.getLogger(__name__)
 _LOOK_AFTER_EVERY_S = 2.0
 _LOOKS_PER_TREE_SCAN = 5
 _CONTAINER_PORT_TIMEOUT_S = 5.0
-# How long after a broken connection its process may take to be seen dead.
-_DEATH_SEEN_S = 0.5
 
 
 class GenericProcessEngine:
@@ -105,7 +103,7 @@ class GenericProcessEngine:
             raise StartFailed(self.name, f"engine {self.name!r} cannot be started: {problem}", cause="file_missing")
         if self._settings.base_url is not None:
             use = await self._directory.use_of(launch.host, launch.port)
-            self._admit(launch, use, {*leaving, slot, *self._asleep()})
+            admit(launch, use, {*leaving, slot, *self._asleep()})
 
     async def start(self, slot: SlotId) -> None:
         if await self._wake(slot):
@@ -122,28 +120,13 @@ class GenericProcessEngine:
             log.warning("engine %r: its folder for slots cannot be made: %s", self.name, problem)
         child = self._spawn(launch)
         self._tasks.spawn(self._state.flush(), f"record {slot}")
-        await wait_ready(child, self._prober, self._settings.start_timeout_s, self._tasks)
+        limit_s = self._settings.start_timeout_s
+        await wait_ready(ChildStarting(child), self._prober, limit_s, self._tasks)
         if self._settings.warmup:
-            await self._warm_up(child)
+            model = slot.model or self._warmup_model
+            await warm_up(ChildStarting(child), self._prober, model, limit_s, self._tasks)
         await self._restore_slots(child)
         child.is_ready = True
-
-    async def _warm_up(self, child: Child) -> None:
-        """One tiny request. An engine that refuses it (an embedder, say) is ready all the same; one that dies, not."""
-        limit_s, model = self._settings.start_timeout_s, child.launch.slot.model or self._warmup_model
-        work = self._prober.warm_up(child.launch.address, model, limit_s)
-        asking = self._tasks.spawn(work, f"warm up {child.launch.slot}")
-        try:
-            either: set[asyncio.Future[Any]] = {asking, child.exited}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not child.has_exited and asking.result().status == 0:
-                # Of one that dies the connection breaks a moment before its end is seen.
-                await asyncio.wait([child.exited], timeout=_DEATH_SEEN_S)
-            if child.has_exited:
-                raise await died_starting(child)
-            log.info("engine %r: warm-up: %s", self.name, asking.result().outcome)
-        finally:
-            asking.cancel()
 
     async def stop(self, slot: SlotId) -> None:
         child = self._children.get(slot)
@@ -207,7 +190,7 @@ class GenericProcessEngine:
             problem = await sleeping.wake(self._prober, child.launch.address, sleep_path, wake_path, timeout_s)
         if not problem:
             try:
-                await wait_ready(child, self._prober, timeout_s, self._tasks)
+                await wait_ready(ChildStarting(child), self._prober, timeout_s, self._tasks)
             except StartFailed as error:
                 problem = error.message
         if problem:
@@ -252,7 +235,7 @@ class GenericProcessEngine:
         child = self._children.get(slot)
         if child is None:
             return "its process is gone"
-        return await asyncio.to_thread(_stopped_state, child.leader, child.listeners)
+        return await asyncio.to_thread(proctree.stopped_state, child.leader, child.listeners)
 
     async def close(self) -> None:
         self._directory.remove(self)
@@ -366,27 +349,17 @@ class GenericProcessEngine:
     def _log(self, launch: Launch) -> EngineLog:
         return self._logs.setdefault(launch.log_path, EngineLog(launch.log_path))
 
-    def _admit(self, launch: Launch, use: PortUse | None, allowed: Collection[SlotId]) -> None:
-        """Raise PortTaken unless the port is free, or held only by what will be gone or may be ended."""
-        if use is None:
-            return
-        staying = [slot for slot in use.slots if slot not in allowed]
-        if staying:
-            raise port_taken(launch, None, f"engine {str(staying[0])!r}, which stays")
-        if use.strangers or use.is_unknown:
-            raise port_taken(launch, use.holder)
-
     async def _clear_port(self, launch: Launch) -> None:
         """Just before a launch the port must be free; a leftover of our own is ended first."""
         use = await self._directory.use_of(launch.host, launch.port)
-        self._admit(launch, use, ())
+        admit(launch, use, ())
         if use is None:
             return
         for marker in use.leftovers:
             left = await self._end_marked(marker)
             if left:
                 raise port_taken(launch, use.holder)
-        self._admit(launch, await self._directory.use_of(launch.host, launch.port), ())
+        admit(launch, await self._directory.use_of(launch.host, launch.port), ())
 
     def _spawn(self, launch: Launch) -> Child:
         marker = str(new_marker(self._state.router_id, launch.slot))
@@ -461,14 +434,3 @@ class GenericProcessEngine:
             f"engine {str(slot)!r} would not stop: process {pids} is still there after being killed; "
             "it may be stuck in a driver – look at the kernel log",
         )
-
-
-def _stopped_state(leader: ProcessKey, listeners: Collection[int]) -> str | None:
-    info = proctree.read_process(leader.pid, with_marker=False)
-    if info is None or info.key != leader or not info.is_alive:
-        return f"its process {leader.pid} is gone"
-    for pid in (leader.pid, *listeners):
-        info = proctree.read_process(pid, with_marker=False)
-        if info is not None and info.state in "Tt":
-            return f"its process {pid} is stopped (continue it with: kill -CONT {pid})"
-    return None

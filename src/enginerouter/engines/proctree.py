@@ -246,6 +246,18 @@ def held_in_rollup(text: str) -> int:
     return (own + locked_file) * 1024
 
 
+def stopped_state(leader: ProcessKey, listeners: Collection[int]) -> str | None:
+    """Why this process, with the others, cannot be serving; None if it looks alive."""
+    info = read_process(leader.pid, with_marker=False)
+    if info is None or info.key != leader or not info.is_alive:
+        return f"its process {leader.pid} is gone"
+    for pid in (leader.pid, *listeners):
+        info = read_process(pid, with_marker=False)
+        if info is not None and info.state in "Tt":
+            return f"its process {pid} is stopped (continue it with: kill -CONT {pid})"
+    return None
+
+
 def command_line(pid: int) -> str:
     """For a message: what runs there, as one line."""
     try:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from enginerouter.config.engines import ApiSwap, EngineSettings, GenericProcess, Ollama, Remote
+from enginerouter.config.engines import ApiSwap, EngineSettings, GenericProcess, Ollama, Remote, SystemdUnit
 from enginerouter.engines import adoption, proctree
 from enginerouter.engines.api_swap import ApiSwapEngine
 from enginerouter.engines.base import Engine, OnExit
@@ -18,6 +18,7 @@ from enginerouter.engines.ending import end_tree, signal_number
 from enginerouter.engines.ollama import OllamaEngine
 from enginerouter.engines.process import GenericProcessEngine
 from enginerouter.engines.remote import RemoteEngine
+from enginerouter.engines.systemd_unit import SystemdUnitEngine
 from enginerouter.errors import NotBuilt
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
@@ -84,6 +85,8 @@ def build_engine(
         return OllamaEngine(settings, warmup_model=warmup_model)
     if isinstance(settings, Remote):
         return RemoteEngine(settings)
+    if isinstance(settings, SystemdUnit):
+        return SystemdUnitEngine(settings, directory, warmup_model=warmup_model)
     if not isinstance(settings, GenericProcess):
         return UnbuiltEngine(settings, f"type {settings.type!r}")
     return GenericProcessEngine(settings, base_dir, state, directory, warmup_model=warmup_model)
