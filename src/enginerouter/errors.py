@@ -8,6 +8,8 @@ The message says what happened, to what, and what to do. `admin_detail` (log tai
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import ClassVar
@@ -226,6 +228,30 @@ class ShuttingDown(EngineUnavailable):
     code = "shutting_down"
 
 
+def retry_after(seconds: float) -> int:
+    """A `Retry-After` that every SDK obeys: whole seconds, 1 to 60 (longer ones are ignored or taken as absurd)."""
+    return min(60, max(1, math.ceil(seconds)))
+
+
+# --- starting the router itself
+
+
+class CannotListen(Exception):
+    """The router's own port cannot be had. The message says why, and what to do."""
+
+    def __init__(self, host: str, port: int, why: str) -> None:
+        super().__init__(
+            f"cannot listen on {host}:{port}: {why}; "
+            "stop what uses the port, or set another `port` or `host` in the configuration"
+        )
+        self.host = host
+        self.port = port
+
+
+class AlreadyRunning(Exception):
+    """Another router that is running uses the same state file. The message says which, and what to do."""
+
+
 # --- configuration
 
 
@@ -246,11 +272,12 @@ class Problem:
 
 
 class ConfigError(Exception):
-    """All problems of a configuration at once."""
+    """All problems of a configuration at once. `warnings` are no reason to refuse it."""
 
-    def __init__(self, problems: list[Problem]) -> None:
+    def __init__(self, problems: list[Problem], warnings: Sequence[Problem] = ()) -> None:
         super().__init__("\n".join(str(p) for p in problems))
         self.problems = problems
+        self.warnings = tuple(warnings)
 
 
 def printable(text: str, limit: int = 200) -> str:

@@ -120,8 +120,21 @@ def test_check_tells_every_problem_and_fails(tmp_path: Path, capsys: pytest.Capt
     assert err.splitlines() == [
         f"config error: {path}:1: port: must be a whole number from 0 to 65535, not 'abc'",
         f"config error: {path}:2: hots: unknown key – did you mean 'host'?",
+        f"warning: {path}:1: there are no engines: nothing can be served – add one under 'engines:'",
         f"{path}: 2 problems",
     ]
+
+
+def test_check_shows_warnings_beside_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("prot: 1\nhost: 0.0.0.0\nmemory_source: nvidia\n")
+    assert check(file) == 1
+    err = capsys.readouterr().err
+    assert "config error:" in err
+    assert "warning:" in err
+    assert "no api_keys are set" in err
+    assert "'memory_source: nvidia'" in err
+    assert err.endswith(": 1 problem\n")
 
 
 def test_schema_prints_the_schema(capsys: pytest.CaptureFixture[str]) -> None:

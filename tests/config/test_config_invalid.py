@@ -37,6 +37,7 @@ INVALID = [
     ("port: 8077.0", 1, "port", "not 8077.0"),
     ("host: null", 1, "host", "has no value"),
     ("drain_timeout_s: soon", 1, "drain_timeout_s", "must be a number, at least 0, not 'soon'"),
+    ("swap_memory_settle_timeout_s: '25'", 1, "swap_memory_settle_timeout_s", "written without quotes"),
     ("drain_timeout_s: -1", 1, "drain_timeout_s", "at least 0, not -1"),
     ("drain_timeout_s: true", 1, "drain_timeout_s", "not true"),
     ("drain_timeout_s: .nan", 1, "drain_timeout_s", "finite"),
@@ -143,6 +144,7 @@ INVALID = [
     (ENGINE + "aliases: {x: x}", 2, "aliases.x", "stands for itself"),
     (ENGINE + "aliases: {a/x: a}", 2, "aliases.a/x", "must not begin with the name of an engine"),
     (ENGINE + "aliases: {y: a, x: y}", 2, "aliases.x", "is itself an alias"),
+    (ENGINE + "aliases: {x: claude-x, 'claude-*': a}", 2, "aliases.x", "is itself an alias (it matches 'claude-*')"),
     (ENGINE + "models: [{id: m, engine: a}]\naliases: {m: a}", 3, "aliases.m", "also the id of a model"),
     (ENGINE + "aliases: {x: {chain: [a, y]}, y: {chain: [x]}}", 2, "aliases.x", "x → y → x"),
     (ENGINE + "models: [{id: fast, engine: a}]\naliases: {x: {chain: [fsat]}}", 3, "aliases.x.chain[0]", "'fast'?"),
@@ -185,6 +187,7 @@ INVALID = [
 
 @pytest.mark.parametrize(("text", "line", "path", "message"), INVALID, ids=lambda value: str(value)[-40:])
 def test_a_wrong_value_is_refused_with_its_line_and_path(text: str, line: int, path: str, message: str | None) -> None:
+    """A5: the predecessor let a drain or settle time be text; its first swap then was a 500 with both engines down."""
     problems = problems_of(text)
     found = [problem for problem in problems if (problem.line, problem.path) == (line, path)]
     assert found, problems
@@ -290,6 +293,19 @@ def test_three_kept_engines_must_fit_as_a_whole() -> None:
     (problem,) = problems_of(text)
     assert problem.path == "memory_budget_gib"
     assert "12 GiB" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (process("start_comd: [x, '{port}']"), "start_cmd"),
+        ("engines:\n  a: {type: ollama}\nmodels:\n- {idd: m, engine: a}", "id"),
+        ("engines:\n  a: {type: remote,\n   base_ulr: 'https://h'}", "base_url"),
+    ],
+)
+def test_a_misspelt_key_is_not_also_called_missing(text: str, key: str) -> None:
+    (problem,) = problems_of(text)
+    assert (problem.message, problem.hint) == ("unknown key", f"did you mean {key!r}?")
 
 
 def test_secrets_are_not_quoted_in_messages() -> None:

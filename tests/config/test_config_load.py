@@ -240,6 +240,16 @@ def test_an_unknown_target_of_a_rename_is_only_a_warning() -> None:
     assert "did you mean 'qwen3'?" in warning.hint
 
 
+def test_a_glob_alias_may_stand_for_a_name_that_it_matches_itself() -> None:
+    (warning,) = loaded(ENGINE + "aliases: {'claude-*': claude-opus}").warnings
+    assert "is no configured model" in warning.message
+
+
+def test_a_rename_of_a_model_that_a_glob_alias_matches_is_a_rename_of_the_model() -> None:
+    text = ENGINE + "models: [{id: claude-x, engine: a}]\naliases: {chat: claude-x, 'claude-*': claude-x}"
+    assert not loaded(text).warnings
+
+
 def test_a_chain_may_name_what_only_a_live_engine_knows() -> None:
     text = "engines: {o: {type: ollama}}\naliases: {x: {chain: [o/anything, llama3]}}"
     assert any(warning.path == "aliases.x.chain[1]" for warning in loaded(text).warnings)

@@ -12,11 +12,16 @@ import pytest
 from router_kit import FakeEngine, FakeMemory, MakeRouter, RouterUnderTest, make_config
 
 from enginerouter.swap.memory import NoSource
+from enginerouter.web import inference
 from enginerouter.web.app import Router
 
 
 @pytest.fixture
-async def make_router(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> AsyncIterator[MakeRouter]:
+async def make_router(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[MakeRouter]:
+    # Scripted engines notice a crash sooner than real ones.
+    monkeypatch.setattr(inference, "CRASH_NOTICE_S", 0.08)
     caplog.set_level(logging.DEBUG, "enginerouter")
     made: list[RouterUnderTest] = []
     before = asyncio.all_tasks()

@@ -102,6 +102,8 @@ class FakeEngineServer:
         self.queued: list[Script] = []
         self.exchanges: list[Exchange] = []
         self.connections = 0
+        # Whether bodies are read before they are answered.
+        self.reads_bodies = True
         self._arrived = asyncio.Condition()
         self._server: asyncio.Server | None = None
         self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
@@ -149,7 +151,7 @@ class FakeEngineServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gone: asyncio.Event) -> None:
         number = 0
         try:
-            while (received := await _read_request(reader)) is not None:
+            while (received := await _read_request(reader, reads_body=self.reads_bodies)) is not None:
                 exchange = Exchange(received, writer, gone, number)
                 number += 1
                 async with self._arrived:
@@ -192,7 +194,7 @@ class FakeEngineServer:
         return True
 
 
-async def _read_request(reader: asyncio.StreamReader) -> Received | None:
+async def _read_request(reader: asyncio.StreamReader, *, reads_body: bool) -> Received | None:
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError:
@@ -201,7 +203,9 @@ async def _read_request(reader: asyncio.StreamReader) -> Received | None:
     method, target, _version = request_line.split(" ", 2)
     headers = [(k, v.strip()) for k, _, v in (line.partition(":") for line in lines)]
     lowered = {k.lower(): v for k, v in headers}
-    if lowered.get("transfer-encoding") == "chunked":
+    if not reads_body:
+        body = b""
+    elif lowered.get("transfer-encoding") == "chunked":
         body = await _read_chunks(reader)
     else:
         body = await reader.readexactly(int(lowered.get("content-length", "0")))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from engine_server import FakeEngineServer
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 from enginerouter.config.engines import GenericProcess
 from enginerouter.config.model import Alias, Config, Model
@@ -28,6 +29,12 @@ from enginerouter.web.app import Router
 
 CHAT = "/v1/chat/completions"
 GIB = 1024**3
+
+
+def sdk_of(router: RouterUnderTest, **options: Any) -> AsyncOpenAI:
+    """The official client. Reading the system's certificates would take most of a test's time."""
+    http = DefaultAsyncHttpxClient(verify=False, trust_env=False)
+    return AsyncOpenAI(base_url=router.url + "/v1", api_key="-", http_client=http, **{"max_retries": 0, **options})
 
 
 def chat(model: str | None = "a", *, stream: bool = False, **more: Any) -> bytes:
@@ -76,6 +83,7 @@ class FakeEngine:
     def __init__(self, name: str, memory: FakeMemory | None = None) -> None:
         self._name = name
         self.server = FakeEngineServer(name)
+        self.host = "127.0.0.1"
         self.starting = Gate()
         self.stopping = Gate()
         self.checking = Gate()
@@ -96,7 +104,7 @@ class FakeEngine:
         return self._name
 
     def address(self, slot: SlotId) -> str:
-        return f"http://127.0.0.1:{self.server.port}"
+        return f"http://{self.host}:{self.server.port}"
 
     def watch(self, on_exit: OnExit) -> None:
         self._on_exit = on_exit

@@ -67,6 +67,32 @@ async def test_status_shows_a_swap_in_progress_and_asks_no_engine(make_router: M
     assert status["version"]
 
 
+async def test_status_names_to_a_key_only_what_it_may_use(make_router: MakeRouter) -> None:
+    keys = (ApiKey(name="boss", key="boss", admin=True), ApiKey(name="guest", key="guest", models=("fast",)))
+    router = await make_router(("mine", "secret"), aliases={"fast": "mine"}, api_keys=keys)
+    boss = {"X-API-Key": "boss"}
+    for name in ("mine", "secret", "mine"):
+        assert (await router.ask(chat(name), headers=boss)).status == 200
+        await router.idle()
+    router.engines["secret"].starting.shut()
+    async with router.client() as client:
+        await client.send("POST", CHAT, chat("secret"), boss)
+        await router.engines["secret"].starting.reached.wait()
+        await router.until(lambda: router.phase("secret") is Phase.STARTING)
+        seen = await router.get("/status", **{"X-API-Key": "guest"})
+        assert (seen.status, b"secret" in seen.body) == (200, False)
+        assert [s["slot"] for s in seen.json["slots"]] == ["mine"]
+        assert seen.json["swaps"] == []
+        assert list(seen.json["last_swaps"]) == ["mine"]
+        assert seen.json["last_swaps"]["mine"]["freed"] == []
+        full = (await router.get("/status", **boss)).json
+        assert [s["slot"] for s in full["slots"]] == ["mine", "secret"]
+        assert full["swaps"][0]["target"] == "secret"
+        assert full["last_swaps"]["mine"]["freed"] == ["secret"]
+        router.engines["secret"].starting.open()
+        await client.answer()
+
+
 async def test_metrics_parse_and_their_labels_are_configured_names(make_router: MakeRouter) -> None:
     router = await make_router(aliases={"fast": "a", "claude-*": "a"})
     for name in HOSTILE:
@@ -115,6 +141,29 @@ async def test_a_swap_need_not_be_waited_for(make_router: MakeRouter) -> None:
     assert answer.status == 202
     await router.engines["a"].starting.reached.wait()
     router.engines["a"].starting.open()
+    await router.until(lambda: router.phase("a") is Phase.READY)
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [
+        ("wait=0", 202),
+        ("wait=false", 202),
+        ("wait=No", 202),
+        ("x=1&wait=0", 202),
+        ("wait=0&x=1", 202),
+        ("", 200),
+        ("wait=1", 200),
+        ("wait=", 200),
+        ("nowait=0", 200),
+        ("waiting=0&x", 200),
+    ],
+)
+async def test_wait_is_read_from_the_query_and_the_rest_ignored(
+    make_router: MakeRouter, query: str, status: int
+) -> None:
+    router = await make_router()
+    assert (await router.ask(b'{"engine": "a"}', path=f"/admin/swap?{query}")).status == status
     await router.until(lambda: router.phase("a") is Phase.READY)
 
 
@@ -168,6 +217,45 @@ async def test_unloading_frees_what_is_idle_and_waits_for_what_is_not(make_route
     await router.until(lambda: router.phase("a") is Phase.COLD)
     nothing = await router.ask(b"{}", path="/admin/unload")
     assert (nothing.status, nothing.json) == (200, {"unloading": []})
+    assert router.engines["b"].starts == 0
+
+
+@pytest.mark.parametrize("body", [b"", b"  ", b"{}", b"{ }", b"\n{\n}\n"])
+async def test_an_empty_object_or_body_means_all_however_it_is_spelt(make_router: MakeRouter, body: bytes) -> None:
+    router = await make_router(together=(("a", "b"),))
+    await router.load("a")
+    await router.load("b")
+    assert (await router.ask(body, path="/admin/reset")).json == {"reset": ["a", "b"]}
+    assert (await router.ask(body, path="/admin/unload")).json == {"unloading": ["a", "b"]}
+    await router.until(lambda: router.phase("a") is Phase.COLD and router.phase("b") is Phase.COLD)
+
+
+@pytest.mark.parametrize("body", [b'{"engin": "a"}', b'{"engine": null}', b"[]", b"{", b'{"model": 1}'])
+async def test_what_names_nothing_is_never_taken_for_all(make_router: MakeRouter, body: bytes) -> None:
+    router = await make_router()
+    await router.load("a")
+    for path in ("/admin/unload", "/admin/reset"):
+        assert (await router.ask(body, path=path)).status == 400
+    assert router.phase("a") is Phase.READY
+
+
+async def test_a_misspelt_engine_is_answered_with_the_closest(make_router: MakeRouter) -> None:
+    router = await make_router(("llama", "vllm"))
+    answer = await router.ask(b'{"engine": "lama"}', path="/admin/swap")
+    assert answer.status == 404
+    assert answer.error["message"].endswith("; did you mean 'llama'?")
+    answer = await router.ask(b'{"engine": "zzz"}', path="/admin/swap")
+    assert answer.error["message"].endswith("; there are: llama, vllm")
+
+
+async def test_an_engine_and_a_model_of_it_may_be_named_together(make_router: MakeRouter) -> None:
+    router = await make_router(models=[{"id": "qwen", "engine": "a"}], aliases={"fast": "qwen"})
+    for model in ("qwen", "fast", "a/qwen"):
+        body = json.dumps({"engine": "a", "model": model}).encode()
+        assert (await router.ask(body, path="/admin/swap")).json["slot"] == "a"
+    answer = await router.ask(b'{"engine": "b", "model": "qwen"}', path="/admin/swap")
+    assert (answer.status, answer.error["message"]) == (400, "model 'qwen' belongs to engine 'a', not to 'b'")
+    assert (await router.ask(b'{"engine": "b", "model": "none"}', path="/admin/swap")).status == 404
     assert router.engines["b"].starts == 0
 
 

@@ -25,7 +25,7 @@ from engine_server import (
     sse,
 )
 from openai import AsyncOpenAI
-from router_kit import CHAT, MakeRouter, RouterUnderTest, chat
+from router_kit import CHAT, MakeRouter, RouterUnderTest, chat, sdk_of
 
 from enginerouter.errors import StartFailed, StartTimedOut
 
@@ -39,10 +39,6 @@ async def routed(make_router: MakeRouter) -> RouterUnderTest:
     router = await make_router(**SOON)
     await router.load()
     return router
-
-
-def sdk_of(router: RouterUnderTest) -> AsyncOpenAI:
-    return AsyncOpenAI(base_url=router.url + "/v1", api_key="-", max_retries=0)
 
 
 async def streamed(sdk: AsyncOpenAI, model: str = "a") -> AsyncIterator[str]:
@@ -79,7 +75,7 @@ async def test_the_sdk_raises_for_a_start_that_fails_after_the_commit(make_route
 async def test_the_sdk_raises_at_once_for_a_start_that_fails_before_the_commit(make_router: MakeRouter) -> None:
     router = await make_router()
     router.engines["a"].start_error = StartTimedOut("a", "engine 'a' was not ready within 3 s")
-    async with AsyncOpenAI(base_url=router.url + "/v1", api_key="-") as sdk:
+    async with sdk_of(router, max_retries=2) as sdk:
         for stream in (True, False):
             with pytest.raises(openai.InternalServerError) as caught:
                 await sdk.chat.completions.create(model="a", messages=HI, stream=stream)  # type: ignore[call-overload]
@@ -173,7 +169,7 @@ async def test_a_crash_before_the_answer_is_502_and_names_the_engine(routed: Rou
     engine.server.script = [asyncio.Event()]
     asking = asyncio.create_task(routed.ask(chat()))
     await engine.server.exchange(1)
-    await engine.crash("engine 'a' died: out of memory", resets=resets, noticed_after_s=0.05)
+    await engine.crash("engine 'a' died: out of memory", resets=resets, noticed_after_s=0.03)
     answer = await asking
     assert answer.status == 502
     assert answer.error["message"] == "engine 'a' died: out of memory"
@@ -334,7 +330,7 @@ async def test_a_request_that_the_dying_engine_took_is_not_sent_to_its_next_life
     asking = asyncio.create_task(router.ask(chat()))
     await engine.server.exchange(1)
     assert engine.server.exchanges[1].number == 1, "on a reused connection"
-    await engine.crash("engine 'a' died", noticed_after_s=0.1)
+    await engine.crash("engine 'a' died", noticed_after_s=0.04)
     assert (await asking).error["code"] == "engine_crashed"
     assert len(engine.server.received) == 2
 
@@ -348,8 +344,22 @@ async def test_an_engine_that_refuses_connections_is_named_with_its_address(make
     assert f"a refuses connections at http://127.0.0.1:{router.engines['a'].server.port}" in answer.error["message"]
 
 
-async def test_an_engine_that_answers_before_it_has_the_whole_request_is_heard(make_router: MakeRouter) -> None:
+@pytest.mark.parametrize("size", [100_000, 3_000_000, 20_000_000])
+async def test_an_engine_that_refuses_before_it_has_read_the_request_is_heard(
+    make_router: MakeRouter, size: int
+) -> None:
     router = await make_router()
-    router.engines["a"].server.script = sse(event("x"), DONE)
-    answer = await router.ask(chat(stream=True, pad="x" * 3_000_000))
-    assert answer.body == event("x") + DONE
+    server = router.engines["a"].server
+    server.reads_bodies = False
+    server.script = [*ok(b'{"error":{"message":"too long"}}', status=413), 0.1, CLOSE]
+    answer = await router.ask(chat(pad="x" * size))
+    assert (answer.status, answer.error["message"]) == (413, "too long")
+
+
+@pytest.mark.parametrize("stream", [event("Hel") + event("lo") + DONE, b"data: 1\r\n\r\n", b"data: [DONE]\n", b"data"])
+async def test_a_stream_of_single_bytes_arrives_whole(routed: RouterUnderTest, stream: bytes) -> None:
+    """Also one whose last event has no blank line behind it."""
+    routed.engines["a"].server.script = sse(*(bytes([b]) for b in stream))
+    answer = await routed.ask(chat(stream=True))
+    assert answer.is_whole
+    assert answer.body == stream

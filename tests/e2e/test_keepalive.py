@@ -20,8 +20,7 @@ from engine_server import (
     ok,
     sse,
 )
-from openai import AsyncOpenAI
-from router_kit import CHAT, Client, MakeRouter, RouterUnderTest, chat
+from router_kit import CHAT, Client, MakeRouter, RouterUnderTest, chat, sdk_of
 
 from enginerouter.errors import StartFailed
 
@@ -385,7 +384,7 @@ async def test_the_sdk_reads_a_stream_through_keep_alives_of_every_phase(make_ro
         *chunked([b"id: 3\n" + event("Hel"), 0.1, event("lo"), DONE]),
     ]
     asyncio.get_running_loop().call_later(0.1, router.engines["a"].starting.open)
-    async with AsyncOpenAI(base_url=router.url + "/v1", api_key="-", max_retries=0) as sdk:
+    async with sdk_of(router) as sdk:
         stream = await sdk.chat.completions.create(model="a", messages=[{"role": "user", "content": "hi"}], stream=True)
         text = [c.choices[0].delta.content async for c in stream]
     assert "".join(t or "" for t in text) == "Hello"
@@ -395,7 +394,7 @@ async def test_the_sdk_reads_json_behind_white_space(make_router: MakeRouter) ->
     router = await make_router(**SOON)
     router.engines["a"].starting.shut()
     asyncio.get_running_loop().call_later(0.1, router.engines["a"].starting.open)
-    async with AsyncOpenAI(base_url=router.url + "/v1", api_key="-", max_retries=0) as sdk:
+    async with sdk_of(router) as sdk:
         said = await sdk.chat.completions.create(
             model="a",
             messages=[{"role": "user", "content": "hi"}],

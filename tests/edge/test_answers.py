@@ -1,4 +1,4 @@
-"""What every answer carries, and what becomes of errors (design 8.7)."""
+"""What every answer carries, and what becomes of errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which headers pass (facts/edge.md E.3-6, F4, F19)."""
+"""Which headers pass, in both directions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strict JSON (facts/edge.md F17, F18): a dict or a 4xx, never a guess and never a 500."""
+"""Strict JSON (RFC 8259): a dict or a 4xx, never a guess and never a 500."""
 
 from __future__ import annotations
 

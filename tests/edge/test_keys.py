@@ -1,4 +1,4 @@
-"""Who may ask: every channel of every key on a real socket (facts/edge.md F11, F13), and BadHost (F1)."""
+"""Who may ask: every channel of every key on a real socket, and BadHost (CVE-2026-48710)."""
 
 from __future__ import annotations
 

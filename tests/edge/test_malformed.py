@@ -1,4 +1,4 @@
-"""The battery of facts/edge.md E.2: bytes → status, connection closed or kept; the handlers see nothing."""
+"""What is not quite HTTP (RFC 9112): bytes → status, connection closed or kept; the handlers see nothing."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ TARGETS = {
     "an escaped slash through upstream": (get(b"/upstream/llama/a%2fb"), 400, KEPT),
 }
 
-# facts/edge.md 0.2 and E.3-5: spellings that slipped past the predecessor's gate on destructive calls.
+# Spellings that slipped past the predecessor's gate on destructive calls.
 DELETE = [
     b"/api/./delete",
     b"/api/x/../delete",

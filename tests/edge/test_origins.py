@@ -1,4 +1,4 @@
-"""Which pages may call: DNS rebinding, drive-by requests and CORS (facts/edge.md F6, design 8.8)."""
+"""Which pages may call: DNS rebinding, drive-by requests and CORS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients that dawdle, vanish or stop half-way (facts/edge.md E.3-2, F3): each is bounded by a timer of ours."""
+"""Clients that dawdle, vanish or stop half-way: each is bounded by a timer of ours."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ async def test_five_hundred_slow_clients_do_not_hold_up_a_normal_one(make_edge: 
 
 
 async def test_the_options_really_took_hold(make_edge: MakeEdge) -> None:
-    """aiohttp drops all server options without an error when one is misspelt (facts/aiohttp.md trap 10)."""
+    """aiohttp drops all server options without an error when one is misspelt."""
     edge = await make_edge(header_timeout_s=7.0, keepalive_timeout_s=33.0)
     async with edge.client() as client:
         await client.send(b"GET /v1/models HTTP/1.1\r\n" + HOST + b"\r\n")

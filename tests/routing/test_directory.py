@@ -1,4 +1,4 @@
-"""Which slot a name means, by the rules of the contract (7.1)."""
+"""Which slot a name means, by the rules that `enginerouter.routing.directory` states."""
 
 from __future__ import annotations
 
@@ -135,6 +135,45 @@ def test_the_list_has_every_name_once_and_no_patterns(names: Directory) -> None:
     assert listed == [
         "qwen:7b", "tagless", "tagged:latest", "claude-exact", "org/served", "second", "solo", "fast", "direct",
     ]  # fmt: skip
-    assert names.find("fast", everything) is not None
-    assert names.find("fast", lambda name: False) is None
-    assert names.find("claude-x", everything) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "alias_of"),
+    [
+        ("qwen:7b", None),
+        ("fast", "qwen:7b"),
+        ("tagless:latest", "tagless"),
+        ("tagged", "tagged:latest"),
+        ("llama/qwen:7b", "qwen:7b"),
+        ("solo/solo", "solo"),
+        ("claude-sonnet", "second"),
+    ],
+)
+def test_one_entry_is_found_under_every_name_that_a_request_may_use(
+    names: Directory, name: str, alias_of: str | None
+) -> None:
+    found = names.find(name, everything)
+    assert (found.id, found.alias_of) == (name, alias_of)
+    with pytest.raises(UnknownModel):
+        names.find(name, lambda name: False)
+
+
+def test_a_hidden_alias_is_found_though_it_is_not_listed() -> None:
+    built = {"a": GenericProcess(name="a", start_cmd=("x",))}
+    names = Directory(Config(engines=built, aliases={"x": Alias(name="x", target="a", hidden=True)}))
+    assert [m.id for m in names.listed(everything)] == ["a"]
+    assert names.find("x", everything).alias_of == "a"
+
+
+def test_a_key_may_use_a_slot_that_one_of_its_names_leads_to(names: Directory) -> None:
+    for name, slot in (("fast", "llama"), ("second", "vllm"), ("claude-*", "vllm"), ("solo", "solo")):
+        usable = {s for s in ("llama", "vllm", "solo") if names.may_use(SlotId(s), {name}.__contains__)}
+        assert usable == {slot}
+
+
+def test_a_request_without_a_model_is_told_what_to_do(names: Directory) -> None:
+    with pytest.raises(BadRequest) as caught:
+        resolve(names, None)
+    assert "names no model" in caught.value.message
+    for way_out in ("'model'", "GET /v1/models", "default_model"):
+        assert way_out in caught.value.message

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from enginerouter.swap.eta import UNKNOWN_START_S, retry_after_s, until_ready_s
+from enginerouter.errors import retry_after
+from enginerouter.swap.eta import UNKNOWN_START_S, until_ready_s
 from enginerouter.swap.model import Lane, Learned, Lease, Plan, Rules, Slot, SlotSpec, Swap
 from enginerouter.swap.phases import Phase
 from swap.fakes import sid
@@ -48,4 +49,4 @@ def test_a_swap_ahead_is_counted_with_the_time_it_serves():
 
 @pytest.mark.parametrize(("seconds", "said"), [(0.0, 1), (0.2, 1), (1.0, 1), (1.01, 2), (59.5, 60), (4000.0, 60)])
 def test_retry_after_is_whole_seconds_from_1_to_60(seconds: float, said: int):
-    assert retry_after_s(seconds) == said
+    assert retry_after(seconds) == said

@@ -262,7 +262,7 @@ def test_meminfo_is_read_in_bytes(tmp_path):
 
 
 def test_pages_that_the_kernel_keeps_for_one_cpu_count_as_available(tmp_path):
-    """They are free, but MemAvailable leaves them out: after the exit of an engine, hundreds of MiB for many seconds."""
+    """Free pages that MemAvailable leaves out: after the exit of an engine, hundreds of MiB for many seconds."""
     (tmp_path / "meminfo").write_text("MemAvailable: 1000 kB\n")
     (tmp_path / "zoneinfo").write_text(
         "Node 0, zone   Normal\n  pages free     38334\n        high     14558\n  pagesets\n    cpu: 0\n"

@@ -6,8 +6,7 @@ import asyncio
 
 import pytest
 
-from enginerouter.errors import Pinned, QueueFull, QueueTimedOut
-from enginerouter.swap.eta import retry_after_s
+from enginerouter.errors import Pinned, QueueFull, QueueTimedOut, retry_after
 from enginerouter.swap.model import Rules
 from swap.fakes import World, learned, sid, spec
 from swap.virtual_time import now, settle_down, virtual
@@ -28,7 +27,7 @@ async def test_the_queue_is_bounded_and_says_when_to_come_back():
         with pytest.raises(QueueFull, match="10 requests are waiting") as refused:
             await world.ask("b")
         assert refused.value.retry_after_s == pytest.approx(15.0 + 20.0)
-        assert retry_after_s(refused.value.retry_after_s or 0.0) == 35
+        assert retry_after(refused.value.retry_after_s or 0.0) == 35
         assert await world.ask("a") == "answered by a"
 
 

@@ -101,7 +101,7 @@ async def test_first_come_first_served_within_a_target():
 
 @virtual
 async def test_ten_requests_alternating_between_two_engines_cost_two_starts():
-    """The predecessor made nine swaps of them."""
+    """E1: the predecessor made nine swaps of them."""
     async with World(["a", "b"]) as world:
         await asyncio.gather(*(world.ask("ab"[n % 2], 0.5) for n in range(10)))
         assert world.diary.starts() == ["a", "b"]

@@ -10,7 +10,7 @@ from enginerouter.dialects.openai import DONE, engine_error_fields, error_body, 
 from enginerouter.errors import EngineCrashed, QueueFull
 
 
-def test_an_error_has_the_four_keys_of_the_contract_and_an_id() -> None:
+def test_an_error_has_the_four_keys_of_openai_and_an_id() -> None:
     fields = error_fields(QueueFull("full"), is_admin=False, request_id="r1")
     assert fields == {
         "message": "full", "type": "rate_limit_error", "param": None, "code": "queue_full", "request_id": "r1"

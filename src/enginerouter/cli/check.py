@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from enginerouter.config.load import load
 from enginerouter.config.schema import schema_text
-from enginerouter.errors import ConfigError
+from enginerouter.errors import ConfigError, Problem
 
 
 def check(path: Path) -> int:
@@ -17,14 +18,19 @@ def check(path: Path) -> int:
     except ConfigError as error:
         for problem in error.problems:
             print(f"config error: {problem}", file=sys.stderr)
+        _warn(error.warnings)
         count = len(error.problems)
         print(f"{path}: {count} problem{'' if count == 1 else 's'}", file=sys.stderr)
         return 1
-    for warning in loaded.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    _warn(loaded.warnings)
     config = loaded.config
     print(f"OK ({len(config.models)} model(s), engines: [{', '.join(config.engines)}])")
     return 0
+
+
+def _warn(warnings: Iterable[Problem]) -> None:
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def schema() -> int:

@@ -23,7 +23,7 @@ from enginerouter.slots import SlotId
 from enginerouter.swap.phases import Phase
 from enginerouter.tasks import TaskGroup
 from enginerouter.web.app import Router
-from enginerouter.web.serve import signals
+from enginerouter.web.serve import finished, signals, stop_router
 
 GIB = 1024**3
 ENGINES = ("red", "blue")
@@ -35,6 +35,8 @@ WORDS = {
     Phase.FREEING: "freeing {slot}: stopping its processes",
     Phase.SETTLING: "settling: waiting until the memory of {slot} is really back",
     Phase.COLD: "{slot} is gone and its memory is back",
+    Phase.CRASHED: "{slot} died by itself; the next request starts it again",
+    Phase.STUCK: "{slot} would not go",
 }
 
 
@@ -77,24 +79,17 @@ def demo_config(folder: Path, *, port: int, memory_mib: int, load_s: float) -> C
 async def _run(config: Config, *, ends_after_tour: bool) -> int:
     router = Router(config)
     tour = Tour(router)
-    tasks = TaskGroup()
     async with signals() as stop:
         await router.start()
         try:
-            going = tasks.spawn(tour.guide(), "tour")
-            stopping = tasks.spawn(stop.wait(), "wait for Ctrl-C")
-            await asyncio.wait({going, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if stop.is_set():
-                return 130
-            going.result()
-            if not ends_after_tour:
+            was_shown = await finished(tour.guide(), stop)
+            if was_shown and not ends_after_tour:
                 print("\nServing until Ctrl-C.", flush=True)
                 await stop.wait()
         finally:
             print("\nstopping the engines …", flush=True)
-            await tasks.close()
-            await router.stop()
-    return 0
+            status = await stop_router(router, stop)
+    return status if was_shown else 130
 
 
 class Tour:

@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from enginerouter import __version__
-from enginerouter.errors import ConfigError
+from enginerouter.errors import AlreadyRunning, CannotListen, ConfigError
 
 EXIT_REFUSED = 1
 EXIT_PORT = 3
-COMMANDS = ("serve", "check", "schema", "demo")
 DEFAULT_CONFIG = "config.yaml"
 
 
@@ -80,6 +79,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"config error: {problem}", file=sys.stderr)
         print("nothing was started; `enginerouter check` reads the file again", file=sys.stderr)
         return EXIT_REFUSED
+    except AlreadyRunning as error:
+        print(error, file=sys.stderr)
+        return EXIT_REFUSED
+    except CannotListen as error:
+        print(error, file=sys.stderr)
+        return EXIT_PORT
     except KeyboardInterrupt:
         return 130
 
@@ -111,14 +116,4 @@ def _serve(path: Path) -> int:
     from enginerouter.config.load import load
     from enginerouter.web.serve import serve
 
-    loaded = load(path)
-    try:
-        return serve(loaded)
-    except OSError as error:
-        config = loaded.config
-        print(
-            f"cannot listen on {config.host}:{config.port}: {error.strerror or error}; "
-            "stop what uses the port, or set another `port` in the configuration",
-            file=sys.stderr,
-        )
-        return EXIT_PORT
+    return serve(load(path))

@@ -36,7 +36,7 @@ def _check_one(settings: EngineSettings, report: Report) -> None:
     if isinstance(settings, GenericProcess):
         _check_process(settings, at, report)
     elif settings.base_url is None and not report.is_wrong((*at, "base_url")):
-        report.error(at, "the key 'base_url' is missing", "where the engine answers, like http://127.0.0.1:8080")
+        report.missing_key(at, "base_url", "where the engine answers, like http://127.0.0.1:8080")
     if (settings.sleep_path is None) != (settings.wake_path is None):
         given = "sleep_path" if settings.sleep_path else "wake_path"
         report.error((*at, given), "sleep_path and wake_path must be given together")

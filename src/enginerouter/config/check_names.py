@@ -138,7 +138,9 @@ def _check_rename(alias: Alias, target: str, names: _Names, report: Report) -> N
         return
     elif direct := names.direct(target):
         _check_direct(direct, at, names, report)
-    elif not names.resolves(target):
+    elif (other := names.alias(target)) is not None and other is not alias:
+        report.error(at, f"its target {target!r} is itself an alias (it matches {other.name!r})", "name the model")
+    else:
         # Never an error: older configs load with it, and a live engine may own the name.
         hint = _closest(target, names) or "it works only if an engine reports that model"
         report.warn(at, f"its target {target!r} is no configured model", hint)

@@ -50,7 +50,7 @@ class Converter:
         fields = {field.name: field for field in self.keys_of(owner)}
         for name in data:
             if name not in fields:
-                report.error((*at, name), "unknown key", did_you_mean(name, fields))
+                report.unknown_key(at, name, fields)
         values = dict(given)
         is_whole = True
         for field in fields.values():
@@ -58,7 +58,7 @@ class Converter:
             if field.name in data:
                 value = self.field(field, data[field.name], (*at, field.name))
             elif field.is_required:
-                report.error(at, f"the key {field.name!r} is missing", field.key.doc)
+                report.missing_key(at, field.name, field.key.doc)
             if value is not _INVALID:
                 values[field.name] = value
             elif field.is_required:

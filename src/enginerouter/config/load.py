@@ -74,9 +74,9 @@ def load_text(
     base_dir = base_dir.absolute()
     draft = _build(source, Converter(source, base_dir), base_dir, environ)
     check_config(draft, report)
-    if report.errors:
-        raise ConfigError(_in_order(report.errors))
     warn_unserved(draft.config, report)
+    if report.errors:
+        raise ConfigError(_in_order(report.errors), _in_order(report.warnings))
     return Loaded(draft.config, tuple(_in_order(report.warnings)))
 
 

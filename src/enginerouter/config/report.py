@@ -23,6 +23,7 @@ class Report:
     errors: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
     _wrong: set[At] = field(default_factory=set)
+    _meant: set[At] = field(default_factory=set)
 
     def error(self, at: At, message: str, hint: str = "") -> None:
         self.errors.append(self._problem(at, message, hint))
@@ -30,6 +31,17 @@ class Report:
 
     def warn(self, at: At, message: str, hint: str = "") -> None:
         self.warnings.append(self._problem(at, message, hint))
+
+    def unknown_key(self, at: At, name: str, known: Iterable[str]) -> None:
+        """Report a key that does not exist, with the one it is probably meant to be."""
+        hint = did_you_mean(name, known)
+        self.error((*at, name), "unknown key", hint)
+        self._meant.update((*at, key) for key in known if hint == meant(key))
+
+    def missing_key(self, at: At, name: str, hint: str) -> None:
+        """Report a key that must be given, unless a misspelling of it was reported."""
+        if (*at, name) not in self._meant:
+            self.error(at, f"the key {name!r} is missing", hint)
 
     def is_wrong(self, at: At) -> bool:
         """Whether an error was reported at this very place."""
@@ -48,6 +60,10 @@ def dotted(at: At) -> str:
     return text
 
 
+def meant(word: str) -> str:
+    return f"did you mean {word!r}?"
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint that names the closest known word, else all of a few, else nothing."""
     words = list(dict.fromkeys(known))
@@ -55,5 +71,5 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         word.lower(), [w for w in words if w == w.lower()], n=1, cutoff=0.7
     )
     if close:
-        return f"did you mean {close[0]!r}?"
+        return meant(close[0])
     return f"known: {', '.join(sorted(words))}" if 0 < len(words) <= 12 else ""

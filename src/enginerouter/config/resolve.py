@@ -20,7 +20,7 @@ def finish_engine(
     if isinstance(settings, Ds4):
         modern = modern_ds4(settings)
         if modern is None:
-            source.report.error(at, "the key 'serve_script' is missing", "control: process launches it")
+            source.report.missing_key(at, "serve_script", "control: process launches it")
             return None
         settings = modern
     settings = _with_api_key(settings, at, source, environ)

@@ -125,10 +125,6 @@ def exit_in_words(status: int | None) -> str:
     return f"was {_signal(-status)}"
 
 
-def is_kill(status: int | None) -> bool:
-    return status in (-9, 137)
-
-
 def _signal(number: int) -> str:
     try:
         name = signal.Signals(number).name

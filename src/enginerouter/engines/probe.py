@@ -131,14 +131,17 @@ class Prober:
         if session is not None:
             await session.close()
 
-    async def warm_up(self, address: str, model: str) -> str:
-        """Ask for one token, so that the first client does not pay for what an engine puts off. Says how it went."""
+    async def warm_up(self, address: str, model: str) -> int | str:
+        """Ask for one token, so that the first client does not pay for what an engine puts off.
+
+        Gives the status of the answer, or in words why there was none.
+        """
         body = {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "hi"}]}
         url = f"{address}/v1/chat/completions"
         try:
             async with self._open().post(url, json=body, headers=self._headers, allow_redirects=False) as response:
                 await response.read()
-                return f"status {response.status}"
+                return response.status
         except (aiohttp.ClientError, OSError) as error:
             return printable(f"{type(error).__name__}: {error}")
 

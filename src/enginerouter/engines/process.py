@@ -123,7 +123,7 @@ class GenericProcessEngine:
         left = await end_child(child, self._settings.stop_signal, self._settings.stop_timeout_s, self._tasks)
         if left:
             raise self._would_not_go(slot, left)
-        await self._see_port_closed(child.launch)
+        await self._see_container_gone(child.launch)
         child.close()
         if self._children.get(slot) is child:
             del self._children[slot]
@@ -300,7 +300,7 @@ class GenericProcessEngine:
             if self._on_exit is not None:
                 self._on_exit(child.launch.slot, error)
 
-    async def _see_port_closed(self, launch: Launch) -> None:
+    async def _see_container_gone(self, launch: Launch) -> None:
         """The tree is gone. A port still open is somebody else's by now – but a container may live on."""
         if not launch.is_container:
             return

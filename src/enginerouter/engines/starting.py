@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 # The root cause of a failure in a worker process is far above the last line.
 LINES_SEARCHED = 400
 _LINES_QUOTED = 20
-_LOOK_AFTER_WARM_UP_S = 0.1
+# How long after a broken connection its process may take to be seen dead.
+_DYING_S = 0.5
 
 
 class Place(Protocol):
@@ -128,12 +129,13 @@ async def warm_up(starting: Starting, prober: Prober, model: str, limit_s: float
     try:
         either: set[asyncio.Future[Any]] = {asking, ended}
         await asyncio.wait(either, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-        # The connection of one that dies breaks a moment before its end is seen.
-        await asyncio.wait([ended], timeout=_LOOK_AFTER_WARM_UP_S)
+        saw = asking.result() if asking.done() else "no answer in time"
+        if isinstance(saw, str):
+            # A connection that broke is often the first sign of a process that dies.
+            await asyncio.wait({ended}, timeout=_DYING_S)
         if ended.done():
             raise await starting.why_it_ended()
-        said = asking.result() if asking.done() else "no answer in time"
-        log.info("engine %r: warm-up: %s", place.slot.engine, said)
+        log.info("engine %r: the answer to its warm-up: %s", place.slot.engine, saw)
     finally:
         asking.cancel()
 

@@ -202,7 +202,9 @@ class Downstream:
 
     async def _commit(self, status: int, headers: CIMultiDict[str], length: int | None) -> web.StreamResponse:
         response = self._response = web.StreamResponse(status=status, headers=headers)
-        self.is_event_stream = headers.get("Content-Type", "").startswith("text/event-stream")
+        # A compressed stream cannot be read on its way, and a word of ours in it would break it.
+        is_packed = headers.get("Content-Encoding", "identity") != "identity"
+        self.is_event_stream = headers.get("Content-Type", "").startswith("text/event-stream") and not is_packed
         if length is not None:
             response.content_length = length
         self.last_write_at = self._loop.time()

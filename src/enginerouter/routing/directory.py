@@ -64,7 +64,7 @@ class Directory:
         for target in list(self._models.values()):
             self._names.setdefault(target.label, target)
         for alias in config.aliases.values():
-            self._add_alias(alias, config)
+            self._add_alias(alias)
 
     def _add_model(self, model: Model, engine: EngineSettings) -> None:
         slot = SlotId(engine.name)
@@ -89,16 +89,18 @@ class Directory:
             )
         )
 
-    def _add_alias(self, alias: Alias, config: Config) -> None:
+    def _add_alias(self, alias: Alias) -> None:
         if alias.chain:
             self._chains.add(alias.name)
             return
         if any(c in alias.name for c in "*?["):
             self._globs.append((alias.name, alias))
             return
-        target = self._rename(alias, config)
-        if target is None:
+        # The loader has refused aliases of aliases, so this is a model.
+        found = self._names.get(alias.target or "")
+        if found is None:
             return
+        target = replace(found, asked=alias.name)
         self._names[alias.name] = target
         if not alias.hidden:
             shown = next(m for m in self._listed if m.id == target.model_id)
@@ -114,14 +116,6 @@ class Directory:
                 )
             )
 
-    def _rename(self, alias: Alias, config: Config) -> Target | None:
-        """The target of a plain rename, through further renames; the loader has refused cycles."""
-        name = alias.target or ""
-        while (step := config.aliases.get(name)) is not None and step.target:
-            name = step.target
-        found = self._names.get(name)
-        return replace(found, asked=alias.name) if found is not None else None
-
     def resolve(self, name: str | None, may_name: MayName, resident: Callable[[], SlotId | None]) -> Target:
         """The target of a name; of no name: `default_model`, else what is resident.
 
@@ -130,7 +124,10 @@ class Directory:
         if name is None:
             name = self._default or self._name_of(resident())
             if name is None:
-                raise BadRequest("the request names no model, there is no default_model, and nothing is loaded")
+                raise BadRequest(
+                    "the request names no model: give it a 'model' (GET /v1/models lists them), "
+                    "or set default_model in the router's configuration"
+                )
         target = self._names.get(name) or self._other_spelling(name)
         # An alias glob is named by its pattern, and by every name that matches it.
         if target is not None and (may_name(target.asked) or (target.is_glob and may_name(name))):
@@ -154,9 +151,19 @@ class Directory:
     def _name_of(self, slot: SlotId | None) -> str | None:
         return next((m.id for m in self._listed if m.slot == slot), None) if slot is not None else None
 
-    def find(self, name: str, may_name: MayName) -> Listed | None:
-        """One entry of the catalogue."""
-        return next((m for m in self._listed if m.id == name and may_name(name)), None)
+    def find(self, name: str, may_name: MayName) -> Listed:
+        """One entry of the catalogue, under any name that `resolve` accepts; raises what it raises."""
+        target = self.resolve(name, may_name, lambda: None)
+        entries = {m.id: m for m in self._listed}
+        exact = entries.get(name)
+        return exact or replace(entries[target.model_id], id=name, display_name=name, alias_of=target.model_id)
+
+    def may_use(self, slot: SlotId, may_name: MayName) -> bool:
+        """Whether some name leads to this slot that the key may use."""
+        if any(target.slot == slot and may_name(target.asked) for target in self._names.values()):
+            return True
+        globs = ((alias.name, self._names.get(alias.target or "")) for _, alias in self._globs)
+        return any(target is not None and target.slot == slot and may_name(name) for name, target in globs)
 
     def listed(self, may_name: MayName) -> list[Listed]:
         return [m for m in self._listed if may_name(m.id)]

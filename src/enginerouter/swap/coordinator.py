@@ -49,7 +49,6 @@ log = logging.getLogger(__name__)
 
 # A slot that dies this soon after it was ready has not proved that it can serve.
 PROVED_AFTER_S = 60.0
-LOOK_EVERY_S = 1.0
 
 
 class Coordinator:
@@ -91,6 +90,10 @@ class Coordinator:
         """Take over what an earlier router left running, begin the preloads, and watch."""
         for engine in self._engines.values():
             engine.watch(self.crashed)
+        # Before the rest: taking over may take long, and this is the sign of life that `/health` goes by.
+        slots = self._slots.values()
+        looking = lookout.look_after(slots, self._engines, self._memory, self._rules, self._now, self._turn)
+        self._tasks.spawn(looking, "look after leases")
         for name, engine in self._engines.items():
             try:
                 adopted = await engine.adopt()
@@ -104,10 +107,6 @@ class Coordinator:
         for slot in self._slots.values():
             slot.is_wanted = slot.spec.is_preloaded and slot.phase is Phase.COLD
         self._has_started = True
-        watch = lookout.look_after(
-            self._slots.values(), self._engines, self._memory, self._rules, self._now, self._turn
-        )
-        self._tasks.spawn(watch, "look after leases")
         for lane in self._lanes:
             self._dispatch(lane)
 
@@ -177,6 +176,11 @@ class Coordinator:
         if slot.phase is not Phase.READY or slot.queue or not slot.has_room or self._is_closing:
             return None
         return self._lease(slot)
+
+    def lease_beside(self, slot_id: SlotId) -> Lease | None:
+        """A lease for what needs no place of its own (looking at a stored response, cancelling it); never waits."""
+        slot = self._slots[slot_id]
+        return self._lease(slot) if slot.phase in (Phase.READY, Phase.DRAINING) else None
 
     def enqueue(self, slot_id: SlotId, *, priority: int = 0, is_explicit: bool = False) -> Ticket:
         """A place in the queue. The caller awaits `granted` and, whatever happens, calls `leave` or uses the lease.
@@ -250,8 +254,8 @@ class Coordinator:
     def crashed(self, slot_id: SlotId, error: EngineCrashed) -> None:
         """A ready slot died. Its requests end, the next one starts it again – unless it does this too often."""
         slot, now = self._slots[slot_id], self._now()
-        if slot.phase is Phase.STARTING:
-            # Between the engine's "ready" and ours; `_move` comes back to it.
+        if slot.phase is Phase.STARTING or (slot.phase is Phase.COLD and not self._has_started):
+            # Between the engine's "ready" (or "taken over") and ours; `_move` comes back to it.
             slot.early_crash = error
         if slot.phase not in (Phase.READY, Phase.DRAINING):
             return
@@ -386,8 +390,9 @@ class Coordinator:
             for ticket in [t for t in slot.queue if now - t.arrived_at >= limit]:
                 slot.queue.remove(ticket)
                 self._queued -= 1
+                what = "has had no room (max_in_flight)" if slot.phase is Phase.READY else "its swap has not begun"
                 error = QueueTimedOut(
-                    f"waited {limit:g} s for {slot.id} (queue_timeout_s) and its swap has not begun; try again later",
+                    f"waited {limit:g} s for {slot.id} (queue_timeout_s): {what}; try again later",
                     retry_after_s=eta.until_ready_s(slot, lane, self._rules, now),
                 )
                 _fail(ticket, error)
@@ -479,7 +484,10 @@ class Coordinator:
                 error=message,
             )
             words.log_report(report)
-            self._observer.swap_ended(report)
+            try:
+                self._observer.swap_ended(report)
+            except Exception:  # as in `_move`
+                log.exception("an observer of swaps broke")
         if not self._is_closing:
             self._dispatch(lane)
 
@@ -493,7 +501,7 @@ class Coordinator:
             slot.is_wanted = False
         if after is Phase.READY and slot.early_crash is not None:
             asyncio.get_running_loop().call_soon(self.crashed, slot.id, slot.early_crash)
-        if event in (Event.START, Event.READY):
+        if event in (Event.START, Event.READY, Event.ADOPT):
             slot.early_crash = None
         if event is Event.FREE and before is Phase.DRAINING and slot.answered:
             # A whole life without a crash: what failed before it is history.
@@ -503,7 +511,10 @@ class Coordinator:
         self._run_clocks(self._lane_of[slot.id], now)
         level = logging.WARNING if after in (Phase.CRASHED, Phase.STUCK) else logging.INFO
         log.log(level, "%s %s -> %s%s", slot.id, before.value, after.value, f" ({reason})" if reason else "")
-        self._observer.slot_moved(slot.id, before, after, reason)
+        try:
+            self._observer.slot_moved(slot.id, before, after, reason)
+        except Exception:  # an observer's bug stays its own: the slot has moved, and the walk goes on
+            log.exception("an observer of %s broke", slot.id)
 
     def _start_failed(self, slot: Slot, reason: str) -> None:
         slot.circuit = circuit.after_failure(slot.circuit, reason, max_restarts=slot.spec.max_restarts, now=self._now())

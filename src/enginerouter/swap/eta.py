@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from enginerouter.swap.model import Lane, Rules, Slot
 from enginerouter.swap.phases import Phase
 
 UNKNOWN_START_S = 10.0
-SHORTEST_RETRY_S = 1
-LONGEST_RETRY_S = 60
-
-
-def retry_after_s(seconds: float) -> int:
-    """A `Retry-After` that every SDK obeys: whole seconds, 1 to 60 (longer ones are ignored or taken as absurd)."""
-    return min(LONGEST_RETRY_S, max(SHORTEST_RETRY_S, math.ceil(seconds)))
 
 
 def start_seconds(slot: Slot) -> float:

@@ -45,7 +45,7 @@ async def look_at(slot: Slot, engine: Engine, rules: Rules, now: float) -> None:
     limit = rules.stall_timeout_s
     if limit is not None:
         stalled = f"{slot.id} sent nothing for {limit:g} s (upstream_stall_timeout_s)"
-        for lease in [le for le in slot.leases if now - le.last_byte_at >= limit]:
+        for lease in [le for le in slot.leases if now - le.last_byte_at >= limit and not le.waits_for_client]:
             lease.cut(EngineStalled(slot.id.engine, stalled))
     silent = [le for le in slot.leases if now - le.last_byte_at >= rules.frozen_after_s]
     if not silent:

@@ -42,7 +42,7 @@ class SlotSpec:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The global rules of section 5 of the contract. `together` holds sets of engine names."""
+    """The global rules (docs/design.md, "Who goes next"). `together` holds sets of engine names."""
 
     budget_bytes: int | None = None
     together: tuple[frozenset[str], ...] = ()
@@ -109,6 +109,7 @@ class Lease:
         "is_released",
         "last_byte_at",
         "slot",
+        "waits_for_client",
     )
 
     def __init__(self, slot: Slot, now: float, release: Callable[[Lease], None]) -> None:
@@ -116,6 +117,8 @@ class Lease:
         self.granted_at = now
         self.last_byte_at = now
         self.has_answered = False
+        # While the client does not read what the engine has sent; then the silence is not the engine's.
+        self.waits_for_client = False
         self.is_released = False
         self.cut_error: RouterError | None = None
         self._release = release

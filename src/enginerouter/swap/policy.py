@@ -3,7 +3,7 @@
 - A request for a ready slot is granted at once, so alternating clients are batched – until somebody else is overdue.
 - Overdue = its wait clock shows more than `swap_max_wait_s`, or than the learned start seconds of what it waits for
   where those are more. The clock runs only while the slot in its way is ready to serve: a load of 60 s does not make
-  everybody overdue the moment it ends (docs/design.md, "Fairness").
+  everybody overdue the moment it ends (docs/design.md, "Who goes next").
 - Across targets: an operator's word first, then the overdue by their wait, then key priority, then the wait.
 - An idle resident leaves after `swap_linger_s`; a busy one when somebody is overdue, and never before it has served
   `swap_min_residency_s`.

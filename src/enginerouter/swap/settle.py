@@ -44,6 +44,7 @@ class Question:
 
     `held` is what was held and is not yet called available, None if nothing is known of it; `need` what the next
     engine needs, None if unknown or if nothing is started. `is_gone`: all that was stopped is confirmed gone.
+    `is_partial`: `held` is known of some of it only.
     """
 
     before: int
@@ -51,6 +52,7 @@ class Question:
     need: int | None
     is_gone: bool
     timeout_s: float
+    is_partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,8 @@ def verdict(readings: Sequence[Reading], question: Question) -> Verdict | None:
         if len(readings) >= 2 and last.available >= wanted and readings[-2].available >= wanted:
             return Verdict.ENOUGH
     if question.held is not None:
-        if last.available - question.before >= question.held - missing_slack(question.held):
+        is_back = last.available - question.before >= question.held - missing_slack(question.held)
+        if is_back and (not question.is_partial or _is_flat(readings)):
             return Verdict.RECOVERED
     elif question.is_gone and _is_flat(readings):
         return Verdict.PLATEAU

@@ -1,8 +1,8 @@
 """One swap from beginning to end: check → drain → free → settle → start. The only place that awaits an engine.
 
-The order is the contract's (5.1). Every decision is asked of a plain function; every change of a slot goes through the
-coordinator's `move`. Between "may this begin?" and closing the gates, and between "has everybody left?" and the first
-stop signal, there is no `await`: nothing can slip in.
+The order is that of docs/design.md, "Phases of a slot". Every decision is asked of a plain function; every change of
+a slot goes through the coordinator's `move`. Between "may this begin?" and closing the gates, and between "has
+everybody left?" and the first stop signal, there is no `await`: nothing can slip in.
 """
 
 from __future__ import annotations
@@ -225,7 +225,8 @@ class Walk:
             return
         self._enter("settling")
         missing = [s.missing_bytes for s in freed if s.missing_bytes is not None]
-        settled = await self._settled(sum(missing) if missing else None, need)
+        is_partial = 0 < len(missing) < len(freed)
+        settled = await self._settled(sum(missing) if missing else None, need, is_partial=is_partial)
         self._swap.settled = settled
         if settled.verdict is Verdict.ENOUGH:
             self._lane.owed_until = self._a.now() - settled.seconds + self._a.rules.settle_timeout_s
@@ -236,7 +237,7 @@ class Walk:
             learn_came_back(slot, settled, is_alone=len(freed) == 1)
             self._a.move(slot, Event.SETTLED, settled.verdict.value)
 
-    async def _settled(self, held: int | None, need: int | None) -> Settled:
+    async def _settled(self, held: int | None, need: int | None, *, is_partial: bool) -> Settled:
         began_at, rules, source = self._a.now(), self._a.rules, self._a.memory
         if source.name == "none" or rules.settle_timeout_s <= 0:
             return Settled(Verdict.OFF, 0.0, None, held)
@@ -246,7 +247,9 @@ class Walk:
             if available is None or self._before is None:
                 return Settled(Verdict.UNREADABLE, now - began_at, None, held)
             readings.append(Reading(now, available))
-            question = Question(self._before, held, need, is_gone=True, timeout_s=rules.settle_timeout_s)
+            question = Question(
+                self._before, held, need, is_gone=True, timeout_s=rules.settle_timeout_s, is_partial=is_partial
+            )
             if said := verdict(readings, question):
                 return Settled(said, now - began_at, max(0, available - self._before), held)
             await asyncio.sleep(READ_EVERY_S)
@@ -263,10 +266,10 @@ class Walk:
                 await self._give_up(target, error)
                 raise
             log.warning("%s ran out of memory while starting; everything idle is freed for one more try", target.id)
-            await self._free([target])
-            await self._free_further(target, short_bytes=1 << 62)
-            await self._settle(target.expected_bytes)
             try:
+                await self._free([target])
+                await self._free_further(target, short_bytes=1 << 62)
+                await self._settle(target.expected_bytes)
                 await self._start_once(target)
             except EngineFailed as again:
                 await self._give_up(target, again)
@@ -354,7 +357,8 @@ class Walk:
         self._a.reject(target, error)
         self.has_answered = True
         try:
-            await self._free([target])
+            if target.phase in (Phase.STARTING, Phase.STUCK):
+                await self._free([target])
         except FreeFailed as stuck:
             log.error("%s failed to start and would not go: %s", target.id, stuck.message)
         else:

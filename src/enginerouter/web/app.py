@@ -5,8 +5,11 @@ This is the only module that knows every part. It holds no logic except order.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import errno
 import logging
+import os
 import ssl
 from collections.abc import Iterable, Mapping
 
@@ -15,8 +18,9 @@ from aiohttp import web
 from enginerouter.config.model import Config, EngineSettings
 from enginerouter.engines.base import Engine
 from enginerouter.engines.directory import SlotDirectory
+from enginerouter.engines.ports import Holder, holder_of
 from enginerouter.engines.registry import build_engines, end_launches_of_removed_engines
-from enginerouter.errors import ConfigError, Problem
+from enginerouter.errors import AlreadyRunning, CannotListen, ConfigError, Problem
 from enginerouter.metrics import Registry
 from enginerouter.proxy.downstream import KeepAlive, Mode
 from enginerouter.proxy.upstream import Upstream
@@ -27,14 +31,12 @@ from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.memory import MemorySource, pick_source
 from enginerouter.swap.phases import Phase
 from enginerouter.tasks import TaskGroup
-from enginerouter.web.body import BodyLimits, BufferBudget
+from enginerouter.web.body import BufferBudget
 from enginerouter.web.catalog import Catalog
 from enginerouter.web.control import Control
-from enginerouter.web.edge import Edge, EdgeRules
+from enginerouter.web.edge import Edge, edge_rules
 from enginerouter.web.inference import Inference
-from enginerouter.web.keys import Keyring
 from enginerouter.web.listener import GuardedServer, listen
-from enginerouter.web.origin import Origins
 from enginerouter.web.responses import ResponseOwners
 from enginerouter.web.routes import Access, Route, RouteHandler, Routes
 from enginerouter.web.slots_of import LEARNED, read_learned, rules_of, slot_specs
@@ -102,40 +104,49 @@ class Router:
         self.port = 0
 
     async def start(self) -> None:
-        """Listen, take over running engines, begin preloads. Raises OSError if the port cannot be had.
-
-        Raises ConfigError if another running router uses the same state file.
-        """
-        self._claim_state()
+        """Listen, take over running engines, begin preloads. Raises CannotListen, AlreadyRunning or ConfigError."""
+        await self._claim_state()
         self._upstreams = {name: self._upstream(self.config.engines[name]) for name in self.engines}
         self.telemetry.watch(self.coordinator)
         self.telemetry.listeners.append(self._slot_moved)
         budget = BufferBudget(self.config.max_buffered_mib * MIB)
-        edge = Edge(self._edge_rules(), budget)
+        edge = Edge(edge_rules(self.config, Routes(self._routes())), budget)
         server = GuardedServer(edge.handle)
-        self._runner, self.port = await listen(
-            server,
-            host=self.config.host,
-            port=self.config.port,
-            ssl_context=tls_context(self.config),
-            shutdown_timeout_s=self.config.shutdown_timeout_s,
-        )
+        tls = tls_context(self.config)
+        try:
+            self._runner, self.port = await listen(
+                server,
+                host=self.config.host,
+                port=self.config.port,
+                ssl_context=tls,
+                shutdown_timeout_s=self.config.shutdown_timeout_s,
+            )
+        except OSError as error:
+            raise CannotListen(self.config.host, self.config.port, await self._why_not(error)) from error
         await end_launches_of_removed_engines(self.state, self.engines)
         await self.coordinator.start()
 
-    def _claim_state(self) -> None:
+    async def _claim_state(self) -> None:
         try:
             self.state.lock()
         except BlockingIOError:
-            raise ConfigError(
-                [
-                    Problem(
-                        f"another router that is running uses {self.state.path}",
-                        path="state_file",
-                        hint="stop it, or give this one a state_file of its own",
-                    )
-                ]
+            holder = await self._port_holder()
+            port = f", and {holder} listens on {self.config.host}:{self.config.port}" if holder is not None else ""
+            own = "a `state_file` and a `port`" if port else "a `state_file`"
+            raise AlreadyRunning(
+                f"another router is running with the state file {self.state.path}{port}; "
+                f"stop it, or give this one {own} of its own"
             ) from None
+
+    async def _why_not(self, error: OSError) -> str:
+        if error.errno == errno.EADDRINUSE and (holder := await self._port_holder()) is not None:
+            return f"{holder} listens there"
+        # asyncio's own text names the address once more.
+        return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error.strerror or error)
+
+    async def _port_holder(self) -> Holder | None:
+        port = self.config.port
+        return await asyncio.to_thread(holder_of, self.config.host, port) if port else None
 
     async def stop(self) -> None:
         """Answer those who wait, let streams end within `shutdown_timeout_s`, stop the engines, save the state."""
@@ -185,19 +196,6 @@ class Router:
     def _note_learned(self) -> None:
         slots = self.coordinator.slots.values()
         self.state.put(LEARNED, {str(s.id): dataclasses.asdict(s.learned) for s in slots})
-
-    def _edge_rules(self) -> EdgeRules:
-        config = self.config
-        return EdgeRules(
-            routes=Routes(self._routes()),
-            keyring=Keyring(config.api_keys),
-            origins=Origins(
-                has_keys=bool(config.api_keys),
-                allowed_hosts=config.allowed_hosts,
-                allowed_origins=config.allowed_origins,
-            ),
-            limits=BodyLimits(max_bytes=config.max_body_mib * MIB),
-        )
 
     def _routes(self) -> Iterable[Route]:
         config = self.config

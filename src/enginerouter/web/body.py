@@ -1,7 +1,7 @@
 """Reading a request body: whole, in bounded time, in bounded memory.
 
 The whole body is read before anything waits for an engine: while a body is unread, aiohttp pauses the connection and
-a client that left is never noticed (facts/aiohttp.md 4.3). A body that is here already costs one call and no timer.
+a client that left is never noticed. A body that is here already costs one call and no timer.
 Large multipart bodies (audio, images) go to an unlinked temporary file that only this user can read.
 """
 

@@ -8,7 +8,6 @@ from typing import Any
 from aiohttp import web
 
 from enginerouter import __version__
-from enginerouter.errors import UnknownModel
 from enginerouter.routing.directory import Directory, Listed
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.phases import Phase
@@ -44,11 +43,7 @@ class Catalog:
         return json_answer({"object": "list", "data": [self._entry(m) for m in listed]})
 
     async def model(self, call: EdgeCall) -> web.StreamResponse:
-        name, may_name = call.params["id"], call.identity.may_name
-        found = self._directory.find(name, may_name)
-        if found is None:
-            raise UnknownModel(name, [m.id for m in self._directory.listed(may_name)])
-        return json_answer(self._entry(found))
+        return json_answer(self._entry(self._directory.find(call.params["id"], call.identity.may_name)))
 
     def _entry(self, model: Listed) -> dict[str, Any]:
         phase = self._coordinator.slots[model.slot].phase

@@ -16,7 +16,6 @@ For handlers (`async def handler(call: EdgeCall) -> web.StreamResponse`):
 from __future__ import annotations
 
 import logging
-import math
 import socket
 import time
 from collections.abc import Mapping
@@ -36,6 +35,7 @@ from enginerouter.errors import (
     RouterError,
     Unauthorized,
     printable,
+    retry_after,
 )
 from enginerouter.web.body import MIB, Body, BodyLimits, BufferBudget, expects_continue, read_body
 from enginerouter.web.keys import ANONYMOUS, Identity, Keyring, identify
@@ -88,7 +88,7 @@ class EdgeRules:
     limits: BodyLimits = field(default_factory=BodyLimits)
 
 
-def rules_of(config: Config, routes: Routes) -> EdgeRules:
+def edge_rules(config: Config, routes: Routes) -> EdgeRules:
     """The rules of a loaded configuration. Plain and cheap; a reload calls it again."""
     own_name = socket.gethostname()
     return EdgeRules(
@@ -208,7 +208,7 @@ class Edge:
         self, request: EdgeRequest, error: RouterError, error_body: ErrorBody, identity: Identity
     ) -> web.StreamResponse:
         if request.writer.output_size > 0:
-            # The status is out. Ending tidily would make a cut answer look complete (facts/aiohttp.md trap 2).
+            # The status is out. Ending tidily would make a cut answer look complete.
             log.debug("cut %s: %s", describe(request), error.message)
             request.protocol.force_close()
             raise ConnectionResetError("the answer had begun")
@@ -243,7 +243,7 @@ class Edge:
 
 
 def check_framing(request: EdgeRequest) -> None:
-    """What aiohttp's parser lets through and we do not (facts/edge.md E.2)."""
+    """What aiohttp's parser lets through and we do not: most can make two of one request (RFC 9112 §11.2)."""
     message = request.raw_message
     version = message.version
     headers = request.headers
@@ -302,8 +302,7 @@ def admit(request: EdgeRequest, keyring: Keyring, route: Route) -> Identity:
 def error_headers(error: RouterError) -> CIMultiDict[str]:
     headers: CIMultiDict[str] = CIMultiDict({hdrs.CONTENT_TYPE: JSON})
     if error.retry_after_s is not None:
-        # Whole seconds; SDKs ignore what is above a minute and retry sooner.
-        headers[hdrs.RETRY_AFTER] = str(min(60, max(1, math.ceil(error.retry_after_s))))
+        headers[hdrs.RETRY_AFTER] = str(retry_after(error.retry_after_s))
     if error.is_retryable is False:
         headers["x-should-retry"] = "false"
     if isinstance(error, Unauthorized):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import aiohttp
 from aiohttp import ClientResponse, hdrs, web
@@ -71,8 +72,7 @@ class Inference:
 
     async def serve(self, call: EdgeCall) -> web.StreamResponse:
         """Answer one POST with a model in its body. Errors before the commit become answers at the edge."""
-        record = Record("openai", call.request_id, call.received_at)
-        try:
+        with self._recorded(call) as record:
             body = await call.read_body()
             ask = await understand(call.raw_path, body)
             record.asked = ask.model or ""
@@ -81,14 +81,6 @@ class Inference:
             if ask.model != target.upstream_model:
                 await ask.rename(target.upstream_model)
             return await _Exchange(self, call, ask, target, record).run()
-        except RouterError as error:
-            record.status, record.error = error.status, error
-            raise
-        except (asyncio.CancelledError, ConnectionError):
-            record.status = CLIENT_LEFT
-            raise
-        finally:
-            self._telemetry.ended(record)
 
     def _target(self, call: EdgeCall, ask: Ask) -> Target:
         before = ask.previous_response_id
@@ -102,17 +94,23 @@ class Inference:
 
     async def follow(self, call: EdgeCall) -> web.StreamResponse:
         """GET, DELETE or cancel of a stored response: goes to the engine that made it, and never swaps."""
-        record = Record("openai", call.request_id, call.received_at)
-        try:
+        with self._recorded(call) as record:
             target = self._owners.owner(call.params["id"], call.identity.name)
             record.asked, record.label = target.asked, target.label
             body = await call.read_body()
             exchange = _Exchange(self, call, Ask(call.raw_path, body.raw, {}), target, record)
             # No await between the lease and its use.
-            lease = self._coordinator.try_lease(target.slot)
+            lease = self._coordinator.lease_beside(target.slot)
             if lease is None:
                 raise self._owners.not_resident(call.params["id"], target)
             return await exchange.run(lease)
+
+    @contextlib.contextmanager
+    def _recorded(self, call: EdgeCall) -> Iterator[Record]:
+        """The record of a request: how it ended is noted, and told, whatever ends it."""
+        record = Record("openai", call.request_id, call.received_at)
+        try:
+            yield record
         except RouterError as error:
             record.status, record.error = error.status, error
             raise
@@ -258,26 +256,20 @@ class _Exchange:
         headers = self._headers(answer)
         said = answer.headers.get(hdrs.CONTENT_LENGTH)
         length = int(said) if said is not None and said.isdigit() else None
-        if answer.status >= 400:
-            return await self._relay_error(answer, headers)
         if length is not None and headers.get(hdrs.CONTENT_TYPE, "").startswith(EVENT_STREAM):
             # Every event is passed on when it comes, and the last one may be ours.
             length = None
-        if length is not None and length <= WHOLE_BYTES:
+        if length is not None and length <= WHOLE_BYTES and self._clock is None:
             body = await self._read(answer)
             self._first_byte()
-            if self._ask.is_responses:
+            if answer.status >= 400:
+                self._log_refusal(answer, body)
+            elif self._ask.is_responses:
                 self._owners.note(body, self._target, self._call.identity.name)
             return web.Response(status=answer.status, headers=headers, body=body)
         await self._client.begin(answer.status, headers, length)
         await self._pump(answer, lease)
         return await self._client.finish()
-
-    async def _relay_error(self, answer: ClientResponse, headers: CIMultiDict[str]) -> web.StreamResponse:
-        body = await self._read(answer)
-        self._first_byte()
-        self._log_refusal(answer, body)
-        return web.Response(status=answer.status, headers=headers, body=body)
 
     def _log_refusal(self, answer: ClientResponse, body: bytes) -> None:
         if log.isEnabledFor(logging.INFO):
@@ -291,7 +283,7 @@ class _Exchange:
         if not client.is_event_stream:
             return await self._relay_into_json(answer, lease)
         if answer.status >= 400:
-            body = await self._read(answer)
+            body = await self._read(answer, at_most=ERROR_BYTES)
             self._log_refusal(answer, body)
             return await self._end_stream(engine_error_fields(answer.status, body))
         if kind != EVENT_STREAM or _is_packed(answer):
@@ -328,7 +320,9 @@ class _Exchange:
                 seen += chunk
                 is_looking = not self._owners.note(seen, self._target, self._call.identity.name)
             now = lease.last_byte_at = monotonic()
+            lease.waits_for_client = True
             await write(chunk, now)
+            lease.waits_for_client = False
             try:
                 chunk = await read()
             except (aiohttp.ClientError, ConnectionError) as error:
@@ -336,9 +330,15 @@ class _Exchange:
         if not _is_framed(answer):
             await asyncio.sleep(UNFRAMED_NOTICE_S)
 
-    async def _read(self, answer: ClientResponse) -> bytes:
+    async def _read(self, answer: ClientResponse, *, at_most: int | None = None) -> bytes:
+        """The whole body, or its beginning; what is beyond `at_most` is not waited for."""
         try:
-            return await answer.read()
+            if at_most is None:
+                return await answer.read()
+            body = b""
+            while len(body) < at_most and (chunk := await answer.content.read(at_most - len(body))):
+                body += chunk
+            return body
         except (aiohttp.ClientError, ConnectionError) as error:
             raise await self._broken(error) from error
 

@@ -1,7 +1,7 @@
 """From the bytes of a request to a JSON object, strictly: whatever is read here must mean the same to every engine.
 
 Parsers differ in what they make of duplicate keys, other encodings and NaN, and a difference means that the router
-decides on one model and the engine runs another (facts/edge.md F18). Such bodies get a 400, never a guess.
+decides on one model and the engine runs another (RFC 8259 §4). Such bodies get a 400, never a guess.
 """
 
 from __future__ import annotations

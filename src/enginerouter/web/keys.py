@@ -1,7 +1,7 @@
 """Who asks: from the headers of a request to an identity. Every check of a key goes through here.
 
 One extraction function, so that no channel (Bearer, X-API-Key, both, twice) is looked at by one check and missed by
-another (facts/edge.md F11). Comparison is on digests of bytes over all keys without an early exit (F13).
+another. Comparison is on digests of bytes over all keys without an early exit: its time tells nothing of a key.
 """
 
 from __future__ import annotations

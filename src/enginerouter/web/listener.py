@@ -1,8 +1,8 @@
 """The listening side: connections that a slow, broken or vanished client cannot hold open.
 
 `GuardedServer` makes one `GuardedConnection` per client and calls one coroutine per request. aiohttp 3.14 has no
-slow-client protection of its own (facts/edge.md 0.3) and logs a traceback per malformed request; both are mended
-here. What needs a route, a key or a body lives further in (`edge.py`, `body.py`).
+slow-client protection of its own and logs a traceback per malformed request; both are mended here. What needs a
+route, a key or a body lives further in (`edge.py`, `body.py`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which Host a client may call us by, and which web origins may call us at all (design 8.8).
+"""Which Host a client may call us by, and which web origins may call us at all.
 
 A browser lets any page send requests to localhost, and DNS rebinding makes a foreign name point here. Without keys
 the Host header is the only thing that tells a page of `evil.example` from a program of the user's (CVE-2024-28224).

@@ -70,7 +70,7 @@ class EdgeRequest(web.BaseRequest):
         headers[X_REQUEST_ID] = self.request_id
         headers[hdrs.SERVER] = SERVER_NAME
         if (origin := self.cors_origin) is not None:
-            # The one origin, never "*" (facts/edge.md F6).
+            # The one origin, never "*": that would let every page read the answer.
             headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
             headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = EXPOSED_HEADERS
             headers.add(hdrs.VARY, "Origin")

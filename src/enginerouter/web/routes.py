@@ -1,7 +1,7 @@
 """Which handler answers which path: an exact table over raw paths.
 
 Nothing is decoded, merged or normalised before the match, so there is no spelling of a path that one check sees
-differently from the next (facts/edge.md 0.2, F1). What the table does not hold is refused.
+differently from the next (`/api/./delete` passed the predecessor's gate). What the table does not hold is refused.
 
 A pattern is a path whose segments may be parameters:
   /v1/responses/{id}/cancel   one segment, percent-decoded after the match
@@ -161,9 +161,6 @@ class Routes:
         """What may be asked of path, as an `Allow` value. Raises BadRequest or NotFound."""
         place = self._exact.get(path)
         return (place if place is not None else self._search(path)[0]).allow
-
-    def all_paths(self) -> list[str]:
-        return [*self._exact, *("/" + "/".join(p.segments) for p in self._patterns)]
 
     def _search(self, path: str) -> tuple[_Place, Mapping[str, str]]:
         segments = path.split("/")[1:]

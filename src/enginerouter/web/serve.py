@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 
 from enginerouter.config.load import Loaded
 from enginerouter.config.model import Config
@@ -21,7 +21,7 @@ LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 def serve(loaded: Loaded) -> int:
-    """Serve until SIGTERM or Ctrl-C; a second one ends it at once. Gives the exit status. Raises OSError (port)."""
+    """Serve until SIGTERM or Ctrl-C; a second one ends it at once. Gives the exit status. Raises CannotListen."""
     config = loaded.config
     output = set_up(config.log_level, config.log_file, config.log_format)
     try:
@@ -49,31 +49,39 @@ async def _serve(config: Config, output: CollectingHandler) -> int:
     tasks.spawn(_flush(output), "flush the log")
     async with signals() as stop:
         try:
-            await router.start()
-            log.info("listening on http://%s:%d, engines: %s", config.host, router.port, ", ".join(router.engines))
-            await stop.wait()
+            if await finished(router.start(), stop):
+                log.info("listening on http://%s:%d, engines: %s", config.host, router.port, ", ".join(router.engines))
+                await stop.wait()
             log.info("stopping: running answers have %g s", config.shutdown_timeout_s)
-            status = await _stop(router, stop)
+            status = await stop_router(router, stop)
             log.info("stopped")
             return status
         finally:
             await tasks.close()
 
 
-async def _stop(router: Router, stop: asyncio.Event) -> int:
+async def finished(work: Coroutine[None, None, None], stop: asyncio.Event) -> bool:
+    """Do the work, unless `stop` is set first: then it is cancelled. Whether it was done; its errors are raised."""
+    tasks = TaskGroup()
+    doing = tasks.spawn(work, "work until stopped", is_awaited=True)
+    stopping = tasks.spawn(stop.wait(), "wait for a signal")
+    try:
+        await asyncio.wait({doing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            return False
+        doing.result()
+        return True
+    finally:
+        await tasks.close()
+
+
+async def stop_router(router: Router, stop: asyncio.Event) -> int:
     """Stop in order; a second signal ends it where it is. What is left running is found again at the next start."""
     stop.clear()
-    tasks = TaskGroup()
-    stopping = tasks.spawn(router.stop(), "stop the router")
-    again = tasks.spawn(stop.wait(), "second signal")
-    await asyncio.wait({stopping, again}, return_when=asyncio.FIRST_COMPLETED)
-    if not stopping.done():
-        log.warning("stopped at once; engines still running are taken over or ended at the next start")
-        await tasks.close()
-        return 1
-    await tasks.close()
-    stopping.result()
-    return 0
+    if await finished(router.stop(), stop):
+        return 0
+    log.warning("stopped at once; engines still running are taken over or ended at the next start")
+    return 1
 
 
 @contextlib.asynccontextmanager

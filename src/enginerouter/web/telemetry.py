@@ -28,7 +28,10 @@ COUNTS = (0, 1, 2, 4, 8, 16, 32, 64)
 
 
 class Record:
-    """One request on its way. Times are monotonic seconds; `status` is what the client got (499: it left)."""
+    """One request on its way. Times are monotonic seconds.
+
+    `status` is what the client got (499: it left), or would have got had its stream not begun with 200.
+    """
 
     __slots__ = (
         "asked",
@@ -75,7 +78,7 @@ class Telemetry:
         self._verdicts = registry.counter("memory_settle_total", "Settle waits by verdict.", ("verdict",))
         self._in_flight = registry.histogram("in_flight_at_swap_start", "Requests that a swap had to drain.", COUNTS)
         self._swaps = registry.counter("swap_total", "Swaps and unloads by how they ended.", ("from", "to", "result"))
-        self._restarts = registry.counter("engine_crashes_total", "Engines that died while they served.", ("engine",))
+        self._crashes = registry.counter("engine_crashes_total", "Engines that died while they served.", ("engine",))
         self._requests = registry.counter(
             "requests_total", "Requests by dialect, target and status.", ("dialect", "requested", "target", "status")
         )
@@ -112,22 +115,25 @@ class Telemetry:
 
     def slot_moved(self, slot: SlotId, before: Phase, after: Phase, reason: str) -> None:
         if after is Phase.CRASHED:
-            self._restarts.inc((str(slot),))
+            self._crashes.inc((str(slot),))
         for listener in self.listeners:
             listener(slot, after)
 
     def swap_ended(self, report: SwapReport) -> None:
         plan = report.plan
         to = str(plan.target) if plan.target is not None else "none"
-        freed = ",".join(str(s) for s in report.freed) or "none"
-        self._swaps.inc((freed, to, report.result))
+        # A failed start frees its own target; that is no swap from it.
+        freed = [str(s) for s in report.freed if s != plan.target]
+        gone = freed[0] if len(freed) == 1 else "several" if freed else "none"
+        self._swaps.inc((gone, to, report.result))
         if report.settled is not None:
             self._settle_s.observe(report.settled.seconds)
             self._verdicts.inc((report.settled.verdict.value,))
         if plan.target is None or report.result == "called_off":
             return
         self.last_swap[plan.target] = report
-        self._swap_s.observe(report.total_s)
+        if report.result == "ok":
+            self._swap_s.observe(report.total_s)
         self._in_flight.observe(report.in_flight_at_start)
         for step, seconds in report.seconds.items():
             self._phase_s.observe(seconds, (step,))
