@@ -266,13 +266,12 @@ def test_an_open_host_without_keys_is_warned_of() -> None:
 
 def test_what_is_not_served_yet_is_warned_of_once_for_each_feature() -> None:
     text = (
-        "engines: {o: {type: systemd_unit, unit: o, base_url: 'http://localhost'}, "
-        "p: {type: systemd_unit, unit: p, base_url: 'http://localhost'}}\n"
-        "models: [{id: m, engine: o, set_params: {a: 1}}]\n"
+        f"{ENGINE}models: [{{id: m, engine: a, set_params: {{a: 1}}}}, {{id: n, engine: a, set_params: {{a: 1}}}}]\n"
         "discover: {enabled: true}\n"
     )
     warnings = [str(w) for w in loaded(text).warnings if "not served" in w.message]
-    assert any("'type: systemd_unit'" in w and "(also engines.p.type)" in w for w in warnings)
+    assert len(warnings) == 2
+    assert any("'set_params'" in w and "(also models[1].set_params)" in w for w in warnings)
 
 
 def test_engines_on_different_cards_are_warned_of() -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from enginerouter.config.engines import GenericProcess, SystemdUnit
-from enginerouter.engines.directory import SlotDirectory
+from enginerouter.config.engines import GenericProcess
 from enginerouter.engines.launch import (
     Launch,
     child_environment,
@@ -18,12 +17,8 @@ from enginerouter.engines.launch import (
     parse_marker,
     plan_launch,
 )
-from enginerouter.engines.process import GenericProcessEngine
 from enginerouter.engines.proctree import held_in_rollup
-from enginerouter.engines.registry import build_engines
-from enginerouter.errors import NotBuilt
 from enginerouter.slots import SlotId
-from enginerouter.state import StateFile
 
 SLOT = SlotId("llama")
 
@@ -111,23 +106,3 @@ def test_held_memory_is_what_its_end_gives_back() -> None:
     assert held_in_rollup(rollup.format(3120)) == (120 + 3000) * 1024  # a locked one does
     assert held_in_rollup(rollup.format(99999)) == (120 + 5000) * 1024
     assert held_in_rollup("") == 0
-
-
-async def test_enabled_engines_are_built_and_unbuilt_types_refused_by_name(tmp_path: Path) -> None:
-    state = StateFile(tmp_path / "state.json")
-    settings = {
-        "llama": GenericProcess(name="llama", start_cmd=("x",)),
-        "off": GenericProcess(name="off", start_cmd=("x",), enabled=False),
-        "cloud": SystemdUnit(name="cloud", unit="x", base_url="http://x/"),
-    }
-    engines = build_engines(settings, state, tmp_path, SlotDirectory(state.router_id))
-    assert list(engines) == ["llama", "cloud"]
-    assert isinstance(engines["llama"], GenericProcessEngine)
-    cloud, slot = engines["cloud"], SlotId("cloud")
-    for attempt in (cloud.check(slot, ()), cloud.start(slot)):
-        with pytest.raises(NotBuilt, match="'cloud' has type 'systemd_unit'"):
-            await attempt
-    await cloud.stop(slot)
-    assert await cloud.held_bytes(slot) == 0
-    assert await cloud.adopt() == []
-    assert cloud.address(slot) == "http://x"
