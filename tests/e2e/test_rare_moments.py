@@ -152,7 +152,7 @@ async def test_a_signal_during_start_up_is_heard(tmp_path: Path) -> None:
             while not await answers(port):
                 await asyncio.sleep(0.02)
         second.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(second.wait(), 5) == 0
+        assert await asyncio.wait_for(second.wait(), 15) == 0
     finally:
         await end_all_of(stubborn)
 
