@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import socket
@@ -124,17 +125,17 @@ async def test_a_start_that_fails_is_no_swap_away_from_itself(make_router: MakeR
 
 
 async def test_a_signal_during_start_up_is_heard(tmp_path: Path) -> None:
-    """Taking over an engine that will not go may take half a minute; Ctrl-C must not."""
+    """Taking over an engine that will not go may take half a minute. One Ctrl-C begins the stop, two end it at once."""
     stubborn = tmp_path / "stubborn.py"
     stubborn.write_text(
-        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('up', flush=True)\ntime.sleep(60)\n"
+        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('up', flush=True)\ntime.sleep(90)\n"
     )
     port = free_port()
     config = tmp_path / "config.yaml"
 
     def write(flag: str) -> None:
         start = [sys.executable, str(stubborn), "--port", "{port}", flag]
-        engine = {"type": "generic_process", "start_cmd": start, "preload": True, "stop_timeout_s": 20}
+        engine = {"type": "generic_process", "start_cmd": start, "preload": True, "stop_timeout_s": 40}
         config.write_text(json.dumps({"port": port, "engines": {"s": engine}}))
 
     write("--old")
@@ -152,7 +153,12 @@ async def test_a_signal_during_start_up_is_heard(tmp_path: Path) -> None:
             while not await answers(port):
                 await asyncio.sleep(0.02)
         second.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(second.wait(), 15) == 0
+        with contextlib.suppress(TimeoutError):
+            # What it has taken over by now it stops, within `stop_timeout_s`.
+            await asyncio.wait_for(second.wait(), 1)
+        if second.returncode is None:
+            second.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(second.wait(), 15) in (0, 1)
     finally:
         await end_all_of(stubborn)
 
