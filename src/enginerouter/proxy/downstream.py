@@ -126,6 +126,11 @@ class Downstream:
     def is_committed(self) -> bool:
         return self._response is not None
 
+    @property
+    def is_beating(self) -> bool:
+        """Whether keep-alives are due, or one is on its way."""
+        return self._beat is not None or self._sending is not None
+
     # --- waiting
 
     def wait_for_lease(self) -> None:

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from enginerouter.errors import BadRequest
 from enginerouter.web.body import Body
-from enginerouter.web.json_body import json_object, model_of
+from enginerouter.web.json_body import THREAD_BYTES, json_object, model_of, parse_json_object
 from enginerouter.web.multipart import form_field, replace_form_field
 
 RESPONSES = "/v1/responses"
@@ -83,4 +83,6 @@ async def understand(path: str, body: Body) -> Ask:
         return Ask(path, body.file or body.raw, {"model": model}, form=body)
     if not body.raw:
         raise BadRequest("the request has no body; a JSON object with 'model' is needed")
-    return Ask(path, body.raw, await json_object(body.raw))
+    raw = body.raw
+    # Small ones without a further coroutine: this is on the path of every request.
+    return Ask(path, raw, parse_json_object(raw) if len(raw) <= THREAD_BYTES else await json_object(raw))

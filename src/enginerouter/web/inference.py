@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from types import TracebackType
 
 import aiohttp
 from aiohttp import ClientResponse, hdrs, web
@@ -106,20 +106,30 @@ class Inference:
                 raise self._owners.not_resident(call.params["id"], target)
             return await exchange.run(lease)
 
-    @contextlib.contextmanager
-    def _recorded(self, call: EdgeCall) -> Iterator[Record]:
-        """The record of a request: how it ended is noted, and told, whatever ends it."""
-        record = Record("openai", call.request_id, call.received_at)
-        try:
-            yield record
-        except RouterError as error:
-            record.status, record.error = error.status, error
-            raise
-        except (asyncio.CancelledError, ConnectionError):
-            record.status = CLIENT_LEFT
-            raise
-        finally:
-            self._telemetry.ended(record)
+    def _recorded(self, call: EdgeCall) -> _Recorded:
+        return _Recorded(Record("openai", call.request_id, call.received_at), self._telemetry)
+
+
+class _Recorded:
+    """The record of a request: how it ended is noted, and told, whatever ends it."""
+
+    __slots__ = ("_record", "_telemetry")
+
+    def __init__(self, record: Record, telemetry: Telemetry) -> None:
+        self._record = record
+        self._telemetry = telemetry
+
+    def __enter__(self) -> Record:
+        return self._record
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, RouterError):
+            self._record.status, self._record.error = error.status, error
+        elif isinstance(error, asyncio.CancelledError | ConnectionError):
+            self._record.status = CLIENT_LEFT
+        self._telemetry.ended(self._record)
 
 
 class _Exchange:
@@ -201,7 +211,8 @@ class _Exchange:
             self._record.status = answer.status
             self._ask.release()
             self._call.release_body()
-            await self._client.pause()
+            if self._client.is_beating:
+                await self._client.pause()
             if self._client.is_committed:
                 response = await self._relay_after_commit(answer, lease)
             else:
