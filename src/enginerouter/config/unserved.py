@@ -15,7 +15,6 @@ from enginerouter.config.model import Config
 from enginerouter.config.report import At, Report, dotted
 
 UNSERVED: Final = (
-    "engines.*.systemd_unit",
     "models.*.disable_thinking_below_max_tokens",
     "models.*.set_params",
     "models.*.default_params",
