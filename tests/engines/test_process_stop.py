@@ -230,10 +230,10 @@ async def test_a_container_whose_port_stays_open_is_not_taken_as_freed(
 ) -> None:
     monkeypatch.setattr("enginerouter.engines.process._CONTAINER_PORT_TIMEOUT_S", 0.3)
     client = box.folder / "docker"  # the client ends, the container – here: a process it knows nothing of – does not
-    client.write_text("#!/bin/sh\nexec sleep 1000\n")
+    client.write_text('#!/bin/sh\n[ $1 = run ] && echo $$ > "$0.pid" && exec sleep 1000\nkill $(cat "$0.pid")\n')
     client.chmod(0o755)
     port = free_port()
-    engine = box.engine(str(client), "run", base_url=f"http://127.0.0.1:{port}", stop_cmd=("true",), stop_timeout_s=0.2)
+    engine = box.engine(str(client), "run", base_url=f"http://127.0.0.1:{port}", stop_cmd=(str(client), "stop"))
     start = asyncio.ensure_future(engine.start(SLOT))
     while engine.pid(SLOT) is None:
         await asyncio.sleep(0.001)

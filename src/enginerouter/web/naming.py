@@ -16,6 +16,10 @@ from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.web.keys import Identity
 
+# How long a request waits for engines to list their models, and how long a catalogue does.
+PATIENCE_S = 2.0
+CATALOGUE_PATIENCE_S = 1.0
+
 
 def nothing_resident() -> SlotId | None:
     return None
@@ -61,7 +65,7 @@ class Naming:
         discovery = self._discovery
         if discovery is None:
             raise unknown
-        if await discovery.freshen():
+        if await discovery.freshen(PATIENCE_S):
             try:
                 return self.directory.resolve(name, identity.may_name, nothing_resident)
             except UnknownModel as still:
@@ -82,7 +86,7 @@ class Naming:
     async def listed(self, identity: Identity) -> list[Listed]:
         """All names that this key may use. Asks engines whose list is old, and waits for them only a moment."""
         if self._discovery is not None:
-            await self._discovery.freshen(within_s=1.0)
+            await self._discovery.freshen(CATALOGUE_PATIENCE_S)
         return [m for m in self.directory.listed(identity.may_name) if self._may_see(m, identity)]
 
     async def find(self, name: str, identity: Identity) -> Listed:
