@@ -354,9 +354,8 @@ async def test_a_hundred_megabytes_of_output_block_nobody_and_are_cut(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("enginerouter.engines.process._LOOK_AFTER_EVERY_S", 0.05)
-    engine = box.engine(*fake("--print-mb", "100", "--say", "first"))
+    engine = box.engine(*fake("--print-mb", "100"))
     await engine.start(SLOT)
-    assert (await logged(engine, "up"))[1].isdigit()
     path = box.folder / "logs" / "engines" / "llama.log"
     async with asyncio.timeout(10):
         while path.stat().st_size > 5 * 2**20:
