@@ -10,6 +10,7 @@ import dataclasses
 import errno
 import logging
 import os
+import socket
 import ssl
 from collections.abc import Iterable, Mapping
 
@@ -68,7 +69,10 @@ INFERENCE_PATHS = (
 
 
 class Router:
-    """One running router. `await start()`, then `await stop()`; both once. `memory` and `engines` are for tests."""
+    """One running router. `await start()`, then `await stop()`; both once. `memory` and `engines` are for tests.
+
+    `sock` is one that listens already; without it `host` and `port` of the configuration are listened on.
+    """
 
     def __init__(
         self,
@@ -76,8 +80,10 @@ class Router:
         *,
         memory: MemorySource | None = None,
         engines: Mapping[str, Engine] | None = None,
+        sock: socket.socket | None = None,
     ) -> None:
         self.config = config
+        self._sock = sock
         self.registry = Registry()
         self.memory = memory if memory is not None else Picked(config.memory_source)
         self.telemetry = Telemetry(self.registry)
@@ -131,6 +137,7 @@ class Router:
                 server,
                 host=self.config.host,
                 port=self.config.port,
+                sock=self._sock,
                 ssl_context=tls,
                 shutdown_timeout_s=self.config.shutdown_timeout_s,
             )
