@@ -13,14 +13,17 @@ import os
 import socket
 import ssl
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from aiohttp import web
 
+from enginerouter.config.engines import GenericProcess
 from enginerouter.config.model import Config, EngineSettings
 from enginerouter.engines.api_swap import ApiSwapEngine
 from enginerouter.engines.base import Engine
 from enginerouter.engines.directory import SlotDirectory
 from enginerouter.engines.discovery import Discovery, ListsModels, is_askable
+from enginerouter.engines.launch import log_path
 from enginerouter.engines.ollama import OllamaEngine
 from enginerouter.engines.ports import Holder, holder_of
 from enginerouter.engines.registry import build_engines, end_launches_of_removed_engines
@@ -48,6 +51,7 @@ from enginerouter.web.responses import ResponseOwners
 from enginerouter.web.routes import Access, Route, RouteHandler, Routes
 from enginerouter.web.slots_of import LEARNED, read_learned, rules_of, slot_specs, undeclared_spec
 from enginerouter.web.telemetry import Telemetry
+from enginerouter.web.watching import Watching
 
 log = logging.getLogger(__name__)
 
@@ -172,6 +176,7 @@ class Router:
     async def stop(self) -> None:
         """Answer those who wait, let streams end within `shutdown_timeout_s`, stop the engines, save the state."""
         self.coordinator.refuse_new()
+        self.telemetry.hub.close()
         if self._runner is not None:
             await self._stop_listening(self._runner)
         await self._discovery.close()
@@ -243,6 +248,7 @@ class Router:
         )
         catalog = Catalog(naming, self.coordinator)
         control = Control(naming, self.coordinator, self.telemetry, self.registry, self.memory, self._tasks)
+        watching = Watching(self.telemetry.hub, naming, control.snapshot, log_files(config))
         for path in INFERENCE_PATHS:
             yield Route("POST", path, inference.serve)
         metrics_access: Access = "key" if config.metrics_require_key else "open"
@@ -258,6 +264,8 @@ class Router:
             ("GET", "/health", control.health, "open"),
             ("GET", "/metrics", control.metrics, metrics_access),
             ("GET", "/status", control.status, "key"),
+            ("GET", "/events", watching.events, "key"),
+            ("GET", "/logs", watching.logs, "admin"),
             ("POST", "/admin/swap", control.swap, "admin"),
             ("POST", "/admin/unload", control.unload, "admin"),
             ("POST", "/admin/reset", control.reset, "admin"),
@@ -301,3 +309,16 @@ def tls_context(config: Config) -> ssl.SSLContext | None:
         files = f"{config.tls_cert_file} and {config.tls_key_file}"
         raise ConfigError([Problem(f"{files} cannot be used: {error}", path="tls_cert_file")]) from error
     return context
+
+
+def log_files(config: Config) -> dict[str, tuple[Path, ...]]:
+    """Where each engine and each of its slots print to, and "" for the router; none = to no file of ours."""
+    files: dict[str, tuple[Path, ...]] = {"": (config.log_file,) if config.log_file is not None else ()}
+    for engine in config.engines.values():
+        slots = [s.id for s in slot_specs(config) if s.id.engine == engine.name]
+        if isinstance(engine, GenericProcess):
+            own = {str(slot): (log_path(engine, slot, config.base_dir),) for slot in slots}
+            files |= own | {engine.name: tuple(path for paths in own.values() for path in paths)}
+        else:
+            files[engine.name] = ()
+    return files
