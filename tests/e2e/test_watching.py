@@ -59,17 +59,25 @@ async def test_a_swap_is_seen_phase_by_phase_then_as_a_whole_and_its_request_las
     async with router.client() as client:
         watcher = await watch(client)
         await router.load("a")
-        seen = [e for e in await watcher.until("request") if e[0] != "status"]
+        seen = [e for e in await watcher.until("request", model="a") if e[0] != "status"]
     phases = [(data["slot"], data["after"]) for name, data in seen if name == "phase"]
     assert phases[0] == ("b", "draining")
     assert phases[-1] == ("a", "ready")
     assert ("b", "cold") in phases
-    swap = next(data for name, data in seen if name == "swap")
+    swap = next(data for name, data in seen if name == "swap" and data["target"] == "a")
     assert (swap["target"], swap["result"], swap["freed"]) == ("a", "ok", ["b"])
     _, request = seen[-1]
     assert (request["model"], request["target"], request["status"]) == ("a", "a/a", 200)
     assert request["total_ms"] >= request["queue_ms"] >= 0
     assert request["first_byte_ms"] is not None
+
+
+async def test_who_comes_later_is_told_of_the_last_swaps_and_requests(make_router: MakeRouter) -> None:
+    router = await make_router()
+    await router.load("a")
+    async with router.client() as client:
+        seen = await (await watch(client)).until("request", model="a")
+    assert [data["target"] for name, data in seen if name == "swap"] == ["a"]
 
 
 async def test_a_key_sees_only_what_it_may_use(make_router: MakeRouter) -> None:

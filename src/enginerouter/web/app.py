@@ -50,6 +50,7 @@ from enginerouter.web.naming import Naming
 from enginerouter.web.responses import ResponseOwners
 from enginerouter.web.routes import Access, Route, RouteHandler, Routes
 from enginerouter.web.slots_of import LEARNED, read_learned, rules_of, slot_specs, undeclared_spec
+from enginerouter.web.status_page import StatusPage
 from enginerouter.web.telemetry import Telemetry
 from enginerouter.web.watching import Watching
 
@@ -248,6 +249,7 @@ class Router:
         )
         catalog = Catalog(naming, self.coordinator)
         control = Control(naming, self.coordinator, self.telemetry, self.registry, self.memory, self._tasks)
+        page = StatusPage()
         watching = Watching(self.telemetry.hub, naming, control.snapshot, log_files(config))
         for path in INFERENCE_PATHS:
             yield Route("POST", path, inference.serve)
@@ -260,7 +262,9 @@ class Router:
             ("GET", "/v1", catalog.root, "key"),
             ("GET", "/v1/models", catalog.models, "key"),
             ("GET", "/v1/models/{id...}", catalog.model, "key"),
-            ("GET", "/", control.root, "open"),
+            ("GET", "/", page.root, "open"),
+            ("GET", "/page.css", page.style, "open"),
+            ("GET", "/page.js", page.script, "open"),
             ("GET", "/health", control.health, "open"),
             ("GET", "/metrics", control.metrics, metrics_access),
             ("GET", "/status", control.status, "key"),

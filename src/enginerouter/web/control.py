@@ -65,14 +65,6 @@ class Control:
         self._tasks = tasks
         self._began_at = time.monotonic()
 
-    async def root(self, call: EdgeCall) -> web.StreamResponse:
-        """What an Ollama client looks for, and a hint for people."""
-        if "text/html" in call.request.headers.get("Accept", ""):
-            return web.Response(
-                text=f"enginerouter {__version__} is running. Its state: /status, its models: /v1/models\n"
-            )
-        return web.Response(text="Ollama is running")
-
     async def health(self, call: EdgeCall) -> web.StreamResponse:
         silent_s = self._coordinator.seconds_since_turn()
         if silent_s > STUCK_AFTER_S:

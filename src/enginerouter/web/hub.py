@@ -16,6 +16,8 @@ from typing import Any
 from enginerouter.slots import SlotId
 
 KEPT = 1000
+# What a new subscriber is told of the time before it came.
+REMEMBERED = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,22 +43,25 @@ class EventHub:
 
     def __init__(self) -> None:
         self._subscriptions: set[Subscription] = set()
+        self._past: dict[str, deque[Event]] = {}
         self.is_closed = False
-
-    @property
-    def has_listeners(self) -> bool:
-        return bool(self._subscriptions)
 
     def __len__(self) -> int:
         return len(self._subscriptions)
 
-    def publish(self, event: Event) -> None:
+    def publish(self, event: Event, *, is_remembered: bool = False) -> None:
+        if is_remembered:
+            self._past.setdefault(event.name, deque(maxlen=REMEMBERED)).append(event)
         for subscription in self._subscriptions:
             subscription.put(event)
 
     def subscribe(self, may_see: Callable[[Event], bool]) -> Subscription:
-        """A context manager: events that `may_see` lets through, from now on."""
-        return Subscription(self, may_see)
+        """A context manager: events that `may_see` lets through: the last remembered ones, then all from now on."""
+        subscription = Subscription(self, may_see)
+        for events in self._past.values():
+            for event in events:
+                subscription.put(event)
+        return subscription
 
     def close(self) -> None:
         """The end: every subscription gives what it has, and no more."""

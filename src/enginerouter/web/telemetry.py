@@ -143,9 +143,8 @@ class Telemetry:
     def slot_moved(self, slot: SlotId, before: Phase, after: Phase, reason: str) -> None:
         if after is Phase.CRASHED:
             self._crashes.inc((str(slot),))
-        if self.hub.has_listeners:
-            moved = {"slot": str(slot), "before": before.value, "after": after.value, "reason": reason}
-            self.hub.publish(Event("phase", moved, slots=(slot,), admin_only=("reason",)))
+        moved = {"slot": str(slot), "before": before.value, "after": after.value, "reason": reason}
+        self.hub.publish(Event("phase", moved, slots=(slot,), admin_only=("reason",)))
         for listener in self.listeners:
             listener(slot, after)
 
@@ -156,10 +155,9 @@ class Telemetry:
         freed = [str(s) for s in report.freed if s != plan.target]
         gone = freed[0] if len(freed) == 1 else "several" if freed else "none"
         self._swaps.inc((gone, to, report.result))
-        if self.hub.has_listeners:
-            slots = (plan.target,) if plan.target is not None else tuple(report.freed)
-            swapped = {"target": to, **swap_fields(report)}
-            self.hub.publish(Event("swap", swapped, slots=slots, admin_only=("freed",)))
+        slots = (plan.target,) if plan.target is not None else tuple(report.freed)
+        swapped = {"at": round(time.time(), 3), "target": to, **swap_fields(report)}
+        self.hub.publish(Event("swap", swapped, slots=slots, admin_only=("freed",)), is_remembered=True)
         if report.settled is not None:
             self._settle_s.observe(report.settled.seconds)
             self._verdicts.inc((report.settled.verdict.value,))
@@ -195,8 +193,7 @@ class Telemetry:
             first = f" first byte {first_s:.3f} s,"
         if record.keepalives:
             self._frames.inc(amount=record.keepalives)
-        if self.hub.has_listeners:
-            self.hub.publish(Event("request", request_fields(record, total), names=(record.asked,)))
+        self.hub.publish(Event("request", request_fields(record, total), names=(record.asked,)), is_remembered=True)
         if not log.isEnabledFor(logging.INFO):
             return
         error = record.error
@@ -231,6 +228,7 @@ def request_fields(record: Record, total_s: float) -> dict[str, Any]:
     """A request that has ended, as `/events` shows it."""
     first = record.first_byte_at
     return {
+        "at": round(time.time(), 3),
         "id": record.request_id,
         "model": record.asked,
         "target": record.label,

@@ -62,7 +62,8 @@ class Watching:
         response = web.StreamResponse(headers=SSE_HEADERS)
         with self._hub.subscribe(lambda event: self._may_see(event, call.identity)) as subscription:
             await response.prepare(call.request)
-            snapshot_at, is_admin = 0.0, call.identity.is_admin
+            await response.write(_frame(Event("status", await self._snapshot(call.identity))))
+            snapshot_at, is_admin = time.monotonic() + SNAPSHOT_EVERY_S, call.identity.is_admin
             while not self._hub.is_closed:
                 now = time.monotonic()
                 frames = [_frame(event if is_admin else event.public()) for event in subscription.take()]
