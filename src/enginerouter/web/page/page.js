@@ -92,7 +92,8 @@ function showBanner(swap) {
   const running = swap
     ? `Swap to ${swap.target ?? "nothing"}: ${swap.step} for ${seconds(swap.step_s)}, ${seconds(swap.total_s)} in all`
     : "";
-  const text = notice?.text ?? running;
+  // What runs says more than what was asked for; an error stays until it was read.
+  const text = notice?.isBad ? notice.text : running || (notice?.text ?? "");
   banner.hidden = !text;
   banner.classList.toggle("bad", Boolean(notice?.isBad));
   if (banner.textContent !== text) banner.textContent = text;
@@ -123,7 +124,7 @@ function cardOf(slot) {
   const circuit = slot.start_circuit;
   return {
     slot: slot.slot, engine: slot.engine, models: slot.models, phase: slot.phase, facts: facts.join(" · "),
-    problem: circuit ? `${circuit.failures} failed starts${circuit.reason ? `: ${circuit.reason}` : ""}` : "",
+    problem: circuit ? `${circuit.failures} failed ${circuit.failures === 1 ? "start" : "starts"}${circuit.reason ? `: ${circuit.reason}` : ""}` : "",
     may: mayControl,
   };
 }
@@ -187,16 +188,17 @@ function shape(tag, attributes) {
 }
 
 function buildSwap(swap) {
-  const freed = swap.freed?.join(", ") ?? "";
+  const freed = (swap.freed ?? []).filter((slot) => slot !== swap.target).join(", ");
   const what = swap.target === "none" ? `${freed} unloaded` : swap.target + (freed && ` in place of ${freed}`);
   const settle = swap.settle ? `, memory ${swap.settle}` : "";
   const parts = Object.entries(swap.seconds).filter(([, value]) => value > 0);
+  const total = parts.reduce((sum, [, value]) => sum + value, 0);
   const bar = element("div", "bar");
   bar.setAttribute("role", "img");
   bar.setAttribute("aria-label", parts.map(([step, value]) => `${step} ${seconds(value)}`).join(", "));
   for (const [step, value] of parts) {
     const piece = element("span", STEPS.includes(step) ? `step-${step}` : "step-checking");
-    piece.style.flexGrow = String(value);
+    piece.style.flexGrow = String((100 * value) / total);
     piece.title = `${step} ${seconds(value)}`;
     bar.append(piece);
   }
