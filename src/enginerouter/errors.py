@@ -164,6 +164,10 @@ class EngineCrashed(EngineFailed):
     is_retryable = None
 
 
+class EngineUnloaded(EngineCrashed):
+    """The slot was ended by somebody else, in order: its server unloaded the model. No failure of the engine."""
+
+
 class UpstreamFailed(EngineFailed):
     """The engine lives, but its connection broke, was refused, or did not speak HTTP."""
 

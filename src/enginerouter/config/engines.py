@@ -124,7 +124,8 @@ class EngineSettings:
         str | None,
         Key(
             "Path that puts a process to sleep instead of stopping it (vLLM: `/sleep?level=1`); `is_sleeping` beside "
-            "it is asked whether it does. What it keeps while it sleeps is not counted.",
+            "it is asked whether it does. What it keeps while it sleeps is not counted; `idle_unload_s`, an unload and "
+            "a hold end it for good.",
             form="path",
         ),
     ] = None

@@ -7,6 +7,7 @@ calls `start` and `stop` of one slot at the same time. All methods may be called
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from enginerouter.errors import EngineCrashed
@@ -67,8 +68,58 @@ class Engine(Protocol):
 class Sleeper(Protocol):
     """An engine whose `stop` may leave a process asleep."""
 
+    def asleep(self) -> Collection[SlotId]:
+        """The stopped slots whose process sleeps. `held_bytes` tells what it keeps."""
+
     async def end(self, slot: SlotId) -> None:
         """`stop` for good, also of a slot that is asleep. Raises FreeFailed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A slot that holds memory although the router did not start it. `is_ready`: it can serve as it is."""
+
+    slot: SlotId
+    is_ready: bool = True
+
+
+@runtime_checkable
+class SharedServer(Protocol):
+    """An engine whose server runs on its own, so that others may load and unload there behind the router's back.
+
+    Its `start` takes over what is there already, so a slot of it that would not go can be started again as it is.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    async def in_memory(self) -> list[Found]:
+        """What is there now of its slots, asked while none of them is in use; watched from then on as if started here.
+
+        Nothing where no such server answers. Changes nothing. Raises FreeFailed if it cannot be seen.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a server says its models take: bytes in all, and of those on the cards.
+
+    No more than a bound of what will come back: pages of a mapped model file count, and were never taken.
+    """
+
+    all_bytes: int
+    device_bytes: int
+
+
+@runtime_checkable
+class LoadsOnRequest(Protocol):
+    """An engine that is ready before its models are loaded: what its start took says nothing of what it holds."""
+
+    @property
+    def loads_on_request(self) -> bool: ...
+
+    async def claimed(self, slot: SlotId) -> Claim | None:
+        """What its server says it holds, or None if it does not say."""
 
 
 @runtime_checkable

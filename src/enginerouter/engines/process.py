@@ -103,14 +103,14 @@ class GenericProcessEngine:
             raise StartFailed(self.name, f"engine {self.name!r} cannot be started: {problem}", cause="file_missing")
         if self._settings.base_url is not None:
             use = await self._directory.use_of(launch.host, launch.port)
-            admit(launch, use, {*leaving, slot, *self._asleep()})
+            admit(launch, use, {*leaving, slot, *self.asleep()})
 
     async def start(self, slot: SlotId) -> None:
         if await self._wake(slot):
             return
         await self.end(slot)  # of a failed launch something may be left that nobody stopped
         if self._settings.base_url is not None:
-            for other in self._asleep():
+            for other in self.asleep():
                 await self.end(other)  # it keeps the port that all of this engine listen at
         port = ports.free_port(CHOSEN_HOST) if self._settings.base_url is None else 0
         launch = self._plan(slot, port)
@@ -158,7 +158,7 @@ class GenericProcessEngine:
 
     # --- asleep instead of gone, and kept over the end ------------------------------------------------------
 
-    def _asleep(self) -> list[SlotId]:
+    def asleep(self) -> list[SlotId]:
         return [slot for slot, child in self._children.items() if child.is_asleep]
 
     async def _send_to_sleep(self, child: Child) -> bool:

@@ -13,11 +13,12 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from enginerouter.engines.base import Engine, Sleeper
+from enginerouter.engines.base import Engine, Found, Sleeper
 from enginerouter.errors import (
     EngineCrashed,
     EngineFailed,
     EngineUnavailable,
+    EngineUnloaded,
     FreeFailed,
     LeaseCut,
     QueueFull,
@@ -26,7 +27,7 @@ from enginerouter.errors import (
     ShuttingDown,
 )
 from enginerouter.slots import SlotId
-from enginerouter.swap import circuit, eta, lookout, policy, words
+from enginerouter.swap import circuit, eta, lookout, outside, policy, words
 from enginerouter.swap.eviction import CannotFit, plan_eviction
 from enginerouter.swap.hold import Hold, HoldDrain, HoldMode
 from enginerouter.swap.memory import MemorySource
@@ -110,16 +111,45 @@ class Coordinator:
                 continue
             for slot_id in adopted:
                 self.add(slot_id)
-                self._adopted(self._slots[slot_id])
+                self._adopted(self._slots[slot_id], "left running by an earlier router")
+            await self._note_asleep(self._engines[name])
         for slot in self._slots.values():
             slot.wish = "preload" if slot.spec.is_preloaded and slot.phase is Phase.COLD else ""
         self._has_started = True
         for lane in self._lanes:
             self._dispatch(lane)
 
-    def _adopted(self, slot: Slot) -> None:
+    async def _note_asleep(self, engine: Engine) -> None:
+        """What sleeps keeps memory that a hold, an unload, or a start that is short of it will want."""
+        for slot_id in engine.asleep() if isinstance(engine, Sleeper) else ():
+            kept = await engine.held_bytes(slot_id) or 0
+            self.add(slot_id)
+            if self._slots[slot_id].phase is Phase.COLD:
+                self._slots[slot_id].kept_bytes = kept
+
+    async def look_around(self) -> None:
+        """Let what others have loaded be known, where no swap is doing so anyhow."""
+        for lane in [lane for lane in self._lanes if lane.swap is None]:
+            for found in await outside.look(outside.to_ask(lane, self._engines), None):
+                self._found(found)
+            self._dispatch(lane)
+
+    def _found(self, found: Found) -> None:
+        self.add(found.slot)
+        slot = self._slots[found.slot]
+        if slot.phase is not Phase.COLD or self._is_closing:
+            return
+        if found.is_ready:
+            self._adopted(slot, "loaded by somebody else")
+            slot.active_at -= self._rules.linger_s  # nobody here has used it
+        else:
+            self._move(slot, Event.NOT_GONE, "started by somebody else, and not ready")
+        self._dispatch(self._lane_of[slot.id])
+
+    def _adopted(self, slot: Slot, reason: str) -> None:
         now = self._now()
-        self._move(slot, Event.ADOPT, "left running by an earlier router")
+        self._move(slot, Event.ADOPT, reason)
+        slot.before_start_bytes, slot.drop_bytes, slot.kept_bytes = None, None, None
         lane = self._lane_of[slot.id]
         others = [s for s in lane.residents() if s is not slot]
         try:
@@ -292,6 +322,9 @@ class Coordinator:
             slot.early_crash = error
         if slot.phase not in (Phase.READY, Phase.DRAINING):
             return
+        if isinstance(error, EngineUnloaded) and slot.leases:
+            return  # what it serves it has
+        slot.was_unloaded = isinstance(error, EngineUnloaded)
         is_leaving = slot.phase is Phase.DRAINING or slot.is_unload_wanted
         has_proved = slot.answered > 0 and now - slot.ready_at >= PROVED_AFTER_S
         for lease in list(slot.leases):
@@ -299,9 +332,9 @@ class Coordinator:
         self._move(slot, Event.CRASH, error.message)
         if has_proved:
             slot.circuit = circuit.CLOSED
-        else:
+        elif not slot.was_unloaded:
             self._start_failed(slot, error.message)
-        if slot.spec.restarts and not is_leaving:
+        if slot.spec.restarts and not is_leaving and not slot.was_unloaded:
             slot.wish = "restart"
         self._dispatch(self._lane_of[slot_id])
 
@@ -323,7 +356,7 @@ class Coordinator:
     def unload(self, slot_id: SlotId) -> bool:
         """Free a slot when its last lease ends; False where nothing of it is in memory. Never swaps."""
         slot = self._slots[slot_id]
-        if slot.phase is Phase.COLD:
+        if slot.phase is Phase.COLD and not slot.is_asleep:
             return False
         slot.is_unload_wanted = True
         slot.wish = ""
@@ -381,8 +414,12 @@ class Coordinator:
                 slot.wish = ""  # it never left
 
     def reset(self, slot_id: SlotId) -> None:
-        """Close the start circuit."""
-        self._slots[slot_id].circuit = circuit.CLOSED
+        """Close the start circuit; try once more to free what would not go."""
+        slot = self._slots[slot_id]
+        slot.circuit = circuit.CLOSED
+        if slot.phase is Phase.STUCK:
+            slot.is_unload_wanted = True
+            self._dispatch(self._lane_of[slot_id])
 
     # --- reading
 
@@ -452,7 +489,7 @@ class Coordinator:
             lane.changed.set()
         elif self._has_started and not self._is_closing:
             until = self._next(lane, now)
-        if lane.hold is not None and self._has_started and lane.swap is None and not lane.residents():
+        if lane.hold is not None and lane.hold.has_looked and lane.swap is None and not policy.in_the_way_of_hold(lane):
             lane.hold.decide(True)
         self._run_clocks(lane, now)
         self._set_timer(lane, until)
@@ -534,6 +571,7 @@ class Coordinator:
             move=self._move,
             reject=self._reject,
             start_failed=self._start_failed,
+            found=self._found,
         )
         walk = Walk(lane, lane.swap, around)
         self._tasks.spawn(self._walk(lane, lane.swap, walk), f"swap to {plan.target or 'nothing'}")
@@ -584,7 +622,8 @@ class Coordinator:
         now = self._now()
         swap.enter("over", now)
         lane.swap = None
-        if result:
+        target = lane.slots[swap.plan.target] if swap.plan.target is not None else None
+        if result and (target is None or target.spec.is_swapped):
             report = SwapReport(
                 swap.plan,
                 result,
@@ -611,6 +650,7 @@ class Coordinator:
             slot.ready_at = slot.active_at = now
             slot.answered = 0
             slot.wish = ""
+            slot.was_unloaded = False
         if after is Phase.READY and slot.early_crash is not None:
             asyncio.get_running_loop().call_soon(self.crashed, slot.id, slot.early_crash)
         if event in (Event.START, Event.READY, Event.ADOPT):
@@ -621,7 +661,8 @@ class Coordinator:
         if after in (Phase.COLD, Phase.STUCK):
             slot.is_unload_wanted = False
         self._run_clocks(self._lane_of[slot.id], now)
-        level = logging.WARNING if after in (Phase.CRASHED, Phase.STUCK) else logging.INFO
+        is_bad = after is Phase.STUCK or (after is Phase.CRASHED and not slot.was_unloaded)
+        level = logging.WARNING if is_bad else logging.INFO
         log.log(level, "%s %s -> %s%s", slot.id, before.value, after.value, f" ({reason})" if reason else "")
         try:
             self._observer.slot_moved(slot.id, before, after, reason)

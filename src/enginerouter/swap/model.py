@@ -31,6 +31,7 @@ class SlotSpec:
     `need_bytes` is the declared need (`memory_gib`); `uses_learned_need` is `memory_gib: auto`.
     `holds_memory` False: lives beside all others, is never drained or freed for another.
     `pins_engine`: the pin keeps the engine, not this model of it; another slot of that engine may take its place.
+    `is_swapped` False: a provider, always there; its first use is no swap to report.
     `restarts` (`auto_restart`): wanted again after a crash; `rolls_back`: after a failed swap away from it.
     """
 
@@ -46,6 +47,7 @@ class SlotSpec:
     max_restarts: int = 3
     restarts: bool = False
     rolls_back: bool = False
+    is_swapped: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +195,9 @@ class Slot:
     `active_at` is the last grant or release; `keep_until` an operator's hold; `answered` counts finished answers
     since ready; `before_start_bytes` the availability read just before its start; `drop_bytes` how much that fell
     until ready; `before_end_bytes` the last reading before it died or was stopped; `missing_bytes` what a settle
-    waits for; `wish` has it started once it fits beside what is there; `wait_clock` runs while somebody waits for this
-    slot and what is in its way is ready to serve.
+    waits for, `missing_is_bound` whether that is only the most it can be; `kept_bytes` what its process keeps while it
+    sleeps, None where none does; `was_unloaded`: it ended at somebody else's word; `wish` has it started once it fits
+    beside what is there; `wait_clock` runs while somebody waits for this slot and what is in its way is ready to serve.
     """
 
     spec: SlotSpec
@@ -213,6 +216,9 @@ class Slot:
     drop_bytes: int | None = None
     before_end_bytes: int | None = None
     missing_bytes: int | None = None
+    missing_is_bound: bool = False
+    kept_bytes: int | None = None
+    was_unloaded: bool = False
     early_crash: EngineCrashed | None = None
     circuit: StartCircuit = CLOSED
     learned: Learned = field(default_factory=Learned)
@@ -239,6 +245,11 @@ class Slot:
     @property
     def is_busy(self) -> bool:
         return bool(self.leases)
+
+    @property
+    def is_asleep(self) -> bool:
+        """Cold, but its process lives on and keeps some memory."""
+        return self.phase is Phase.COLD and self.kept_bytes is not None
 
     @property
     def is_wanted(self) -> bool:
@@ -332,6 +343,9 @@ class Lane:
 
     def residents(self) -> list[Slot]:
         return [s for s in self.slots.values() if s.phase is not Phase.COLD]
+
+    def sleeping(self) -> list[Slot]:
+        return [s for s in self.slots.values() if s.is_asleep]
 
     def waiting(self) -> list[Slot]:
         """Slots that somebody waits for and that do not serve now."""

@@ -116,6 +116,7 @@ class Control:
             "in_flight": len(slot.leases),
             "queued": len(slot.queue),
             "is_pinned": slot.spec.is_pinned,
+            "asleep_bytes": slot.kept_bytes if slot.is_asleep else None,
             "eta_s": round(self._coordinator.eta_s(slot.id), 1),
             "learned": dataclasses.asdict(slot.learned),
         }
@@ -150,13 +151,17 @@ class Control:
             log.warning("the swap to %s that was asked for did not happen: %s", slot, error.message)
 
     async def unload(self, call: EdgeCall) -> web.StreamResponse:
-        """Free the named slot, or all of them; one in use goes when its last request ends."""
+        """Free the named slot, or all of them; one in use goes when its last request ends.
+
+        Also what others loaded, which is looked for first, and what sleeps.
+        """
+        await self._coordinator.look_around()
         slots = await self._named_or_all(call)
         leaving = [str(s) for s in slots if self._coordinator.unload(s)]
         return json_answer({"unloading": leaving})
 
     async def reset(self, call: EdgeCall) -> web.StreamResponse:
-        """Close the start circuit of the named slot, or of all."""
+        """Close the start circuit of the named slot, or of all. What would not go is freed once more."""
         slots = await self._named_or_all(call)
         for slot in slots:
             self._coordinator.reset(slot)

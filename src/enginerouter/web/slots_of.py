@@ -64,6 +64,7 @@ def _spec(
         max_restarts=engine.max_restarts,
         restarts=engine.auto_restart,
         rolls_back=engine.rollback,
+        is_swapped=engine.type != "remote",
     )
 
 
