@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enginerouter.config.check_engines import check_engines
 from enginerouter.config.check_names import check_names
+from enginerouter.config.check_params import check_params
 from enginerouter.config.draft import Draft
 from enginerouter.config.forms import is_loopback
 from enginerouter.config.model import Config
@@ -15,6 +16,7 @@ def check_config(draft: Draft, report: Report) -> None:
     check_top_level(draft.config, report)
     check_engines(draft, report)
     check_names(draft, report)
+    check_params(draft, report)
 
 
 def check_top_level(config: Config, report: Report) -> None:

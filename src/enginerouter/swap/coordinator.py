@@ -419,6 +419,14 @@ class Coordinator:
     def eta_s(self, slot_id: SlotId) -> float:
         return eta.until_ready_s(self._slots[slot_id], self._lane_of[slot_id], self._rules, self._now())
 
+    def would_evict(self, slot_id: SlotId) -> list[SlotId]:
+        """What a swap to this slot would free now. Raises Pinned. Changes nothing."""
+        slot, lane = self._slots[slot_id], self._lane_of[slot_id]
+        try:
+            return [other.id for other in policy.in_the_way(slot, lane, self._rules)]
+        except CannotFit as blocked:
+            raise words.pinned(slot, blocked.pinned) from blocked
+
     def progress(self, slot_id: SlotId) -> str:
         """What a waiter for the slot is waiting for, in a few words: `swap starting llama 12s`."""
         return words.progress(self._slots[slot_id], self._lane_of[slot_id], self._now())

@@ -40,9 +40,11 @@ from enginerouter.web.body import BufferBudget
 from enginerouter.web.catalog import Catalog
 from enginerouter.web.control import Control
 from enginerouter.web.edge import Edge, edge_rules
+from enginerouter.web.explain import Explain
 from enginerouter.web.inference import Inference
 from enginerouter.web.listener import GuardedServer, listen
 from enginerouter.web.naming import Naming
+from enginerouter.web.params import ModelParams
 from enginerouter.web.responses import ResponseOwners
 from enginerouter.web.routes import Access, Route, RouteHandler, Routes
 from enginerouter.web.slots_of import LEARNED, read_learned, rules_of, slot_specs, undeclared_spec
@@ -224,8 +226,10 @@ class Router:
     def _routes(self) -> Iterable[Route]:
         config = self.config
         naming = self._naming
+        params = ModelParams(config)
         inference = Inference(
             naming,
+            params,
             self.coordinator,
             self._upstreams,
             self._addresses,
@@ -254,6 +258,7 @@ class Router:
             ("POST", "/admin/swap", control.swap, "admin"),
             ("POST", "/admin/unload", control.unload, "admin"),
             ("POST", "/admin/reset", control.reset, "admin"),
+            ("POST", "/admin/explain", Explain(naming, params, self.coordinator).explain, "key"),
             ("GET", "/models/available", control.models_available, "key"),
             ("GET", "/models/status", control.models_status, "key"),
             ("POST", "/models/switch", control.models_switch, "admin"),

@@ -1,14 +1,17 @@
-"""What a request asks for: its model, whether it wants a stream, and its body as it will be sent on.
+"""What a request asks for: its model, whether it wants a stream, and its body as each target gets it.
 
-The bytes stay what they were; where the engine knows the model by another name, only that name is replaced.
+The bytes stay what they were; where the engine knows the model by another name, only that name is replaced. What a
+model's settings change makes the JSON be written anew, once.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from typing import IO, Any
 
+from enginerouter.dialects.params import NO_RULES, ParamRules, changed
 from enginerouter.errors import BadRequest
 from enginerouter.web.body import Body
 from enginerouter.web.json_body import THREAD_BYTES, json_object, model_of, parse_json_object
@@ -23,9 +26,9 @@ _FIRST_MEMBER = re.compile(rb'\s*\{\s*"model"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
 class Ask:
-    """One request's wishes. `body` is what goes upstream: bytes, or a temporary file at its start."""
+    """One request's wishes. `body` is what came: bytes, or a temporary file at its start."""
 
-    __slots__ = ("_form", "_parsed", "_path", "body", "model", "wants_stream")
+    __slots__ = ("_form", "_form_model", "_parsed", "_path", "body", "model", "wants_stream")
 
     def __init__(self, path: str, body: bytes | IO[bytes], parsed: dict[str, Any], form: Body | None = None) -> None:
         self.body = body
@@ -33,6 +36,8 @@ class Ask:
         self._parsed = parsed
         self._form = form
         self.model = model_of(parsed)
+        # A form in a file is rewritten in place, so it holds the name of the last target.
+        self._form_model = self.model
         self.wants_stream = path in STREAMING_PATHS and parsed.get("stream") is True
 
     @property
@@ -51,12 +56,25 @@ class Ask:
         given = self._parsed.get("previous_response_id")
         return given if isinstance(given, str) else None
 
-    async def rename(self, model: str) -> None:
-        """Name the model as the engine knows it."""
+    async def body_for(self, model: str, rules: ParamRules = NO_RULES) -> bytes | IO[bytes]:
+        """What a target gets: the model as its engine knows it, after what the model's settings change.
+
+        Always from what the client sent, so that the targets of a chain do not see each other's. Forms get the name
+        only. Raises BadRequest where the JSON cannot be written again.
+        """
         if self._form is not None:
-            self.body = await replace_form_field(self._form, "model", model)
-        elif isinstance(self.body, bytes):
-            self.body = _renamed(self.body, self._parsed, model)
+            if model != self._form_model:
+                self.body = await replace_form_field(self._form, "model", model)
+                self._form_model = model
+            return self.body
+        if not isinstance(self.body, bytes) or (rules.is_empty and model == self.model):
+            return self.body
+        if rules.is_empty:
+            return _renamed(self.body, self._parsed, model)
+        body, changes = changed(self._path, self._parsed, rules, model)
+        if all(change.step == "model" for change in changes):
+            return _renamed(self.body, self._parsed, model) if changes else self.body
+        return _written(body) if len(self.body) <= THREAD_BYTES else await asyncio.to_thread(_written, body)
 
     def release(self) -> None:
         """The request has gone to the engine: let its memory go, too."""
@@ -72,8 +90,15 @@ def _renamed(raw: bytes, parsed: dict[str, Any], model: str) -> bytes:
         member = _MODEL_MEMBER.search(raw)
     if member is not None:
         return raw[: member.start(1)] + json.dumps(model).encode() + raw[member.end(1) :]
-    # Escapes, not UTF-8: a lone surrogate, which JSON may hold, has no UTF-8.
-    return json.dumps({**parsed, "model": model}, separators=(",", ":")).encode()
+    return _written({**parsed, "model": model})
+
+
+def _written(parsed: dict[str, Any]) -> bytes:
+    try:
+        # Escapes, not UTF-8: a lone surrogate, which JSON may hold, has no UTF-8.
+        return json.dumps(parsed, separators=(",", ":")).encode()
+    except RecursionError:
+        raise BadRequest("the request body is nested too deeply") from None
 
 
 async def understand(path: str, body: Body) -> Ask:

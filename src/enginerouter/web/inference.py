@@ -13,6 +13,7 @@ from aiohttp import ClientResponse, hdrs, web
 from multidict import CIMultiDict, istr
 
 from enginerouter.dialects.openai import engine_error_fields, error_fields, error_frame
+from enginerouter.dialects.params import NO_RULES
 from enginerouter.errors import FirstByteTimeout, RouterError, UpstreamFailed, printable
 from enginerouter.proxy.downstream import Downstream, KeepAlive
 from enginerouter.proxy.headers import request_headers, response_headers
@@ -27,6 +28,7 @@ from enginerouter.tasks import TaskGroup
 from enginerouter.web.ask import Ask, understand
 from enginerouter.web.edge import EdgeCall
 from enginerouter.web.naming import Naming
+from enginerouter.web.params import ModelParams
 from enginerouter.web.responses import ResponseOwners
 from enginerouter.web.telemetry import CLIENT_LEFT, Record, Telemetry
 
@@ -54,6 +56,7 @@ class Inference:
     def __init__(
         self,
         naming: Naming,
+        params: ModelParams,
         coordinator: Coordinator,
         upstreams: Mapping[str, Upstream],
         addresses: Mapping[SlotId, str],
@@ -63,6 +66,7 @@ class Inference:
         tasks: TaskGroup,
     ) -> None:
         self._naming = naming
+        self._params = params
         self._coordinator = coordinator
         self._upstreams = upstreams
         self._addresses = addresses
@@ -79,8 +83,9 @@ class Inference:
             record.asked = ask.model or ""
             target = await self._target(call, ask)
             record.name(target)
-            if ask.model != target.upstream_model:
-                await ask.rename(target.upstream_model)
+            rules = self._params.of(target)
+            if rules is not NO_RULES or ask.model != target.upstream_model:
+                ask.body = await ask.body_for(target.upstream_model, rules)
             return await _Exchange(self, call, ask, target, record).run()
 
     async def _target(self, call: EdgeCall, ask: Ask) -> Target:

@@ -1,0 +1,76 @@
+"""POST /admin/explain: what would become of a request – who serves it, what it waits for and evicts, what is changed
+in it. The body is the request itself, `?path=` the path it would go to. Nothing changes: no engine is asked or started.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from urllib.parse import parse_qsl
+
+from aiohttp import web
+
+from enginerouter.dialects.params import changed, told
+from enginerouter.errors import BadRequest, RouterError
+from enginerouter.routing.directory import Target
+from enginerouter.swap.coordinator import Coordinator
+from enginerouter.swap.phases import Phase
+from enginerouter.web.catalog import json_answer
+from enginerouter.web.edge import EdgeCall
+from enginerouter.web.json_body import json_object, model_of
+from enginerouter.web.keys import Identity
+from enginerouter.web.naming import Naming
+from enginerouter.web.params import ModelParams
+
+CHAT = "/v1/chat/completions"
+# What a key may not know of is counted under this name.
+ANOTHER = "another"
+
+
+class Explain:
+    def __init__(self, naming: Naming, params: ModelParams, coordinator: Coordinator) -> None:
+        self._naming = naming
+        self._params = params
+        self._coordinator = coordinator
+
+    async def explain(self, call: EdgeCall) -> web.StreamResponse:
+        body = await call.read_body()
+        if body.file is not None or not body.raw:
+            raise BadRequest("send the request to be explained: a JSON object with 'model'")
+        asked = await json_object(body.raw)
+        path = dict(parse_qsl(call.raw_query)).get("path", CHAT)
+        target = await self._naming.target(model_of(asked), call.identity)
+        _, changes = changed(path, asked, self._params.of(target), target.upstream_model)
+        return json_answer(
+            {
+                "asked": target.asked,
+                "served_by": {"target": target.label, "engine": target.engine, "model": target.upstream_model},
+                **self._wait(target, call.identity),
+                "changes": told(changes),
+            }
+        )
+
+    def _wait(self, target: Target, identity: Identity) -> dict[str, Any]:
+        """What stands between the request and its engine now."""
+        coordinator = self._coordinator
+        slot = coordinator.slots[target.slot]
+        is_ready = slot.phase is Phase.READY
+        refusal: RouterError | None = None
+        try:
+            leaving = [] if is_ready else coordinator.would_evict(slot.id)
+        except RouterError as error:
+            leaving, refusal = [], error
+        may_use, may_name = self._naming.directory.may_use, identity.may_name
+        evicts = [str(s) if identity.is_admin or may_use(s, may_name) else ANOTHER for s in leaving]
+        circuit_s = slot.circuit.open_until - time.monotonic()
+        return {
+            "slot": str(slot.id),
+            "phase": slot.phase.value,
+            "in_flight": len(slot.leases),
+            "queued": len(slot.queue),
+            "eta_s": 0.0 if is_ready else round(coordinator.eta_s(slot.id), 1),
+            "evicts": evicts,
+            "refused": None if refusal is None else {"code": refusal.code, "message": refusal.message},
+            "start_circuit_open_for_s": round(circuit_s, 1) if circuit_s > 0 and not is_ready else 0,
+            "is_held": coordinator.current_hold is not None,
+        }
