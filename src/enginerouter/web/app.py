@@ -40,6 +40,7 @@ from enginerouter.web.body import BufferBudget
 from enginerouter.web.catalog import Catalog
 from enginerouter.web.control import Control
 from enginerouter.web.edge import Edge, edge_rules
+from enginerouter.web.exchange import Surroundings
 from enginerouter.web.inference import Inference
 from enginerouter.web.listener import GuardedServer, listen
 from enginerouter.web.naming import Naming
@@ -224,8 +225,7 @@ class Router:
     def _routes(self) -> Iterable[Route]:
         config = self.config
         naming = self._naming
-        inference = Inference(
-            naming,
+        around = Surroundings(
             self.coordinator,
             self._upstreams,
             self._addresses,
@@ -234,6 +234,7 @@ class Router:
             ResponseOwners(),
             self._tasks,
         )
+        inference = Inference(naming, around)
         catalog = Catalog(naming, self.coordinator)
         control = Control(naming, self.coordinator, self.telemetry, self.registry, self.memory, self._tasks)
         for path in INFERENCE_PATHS:
