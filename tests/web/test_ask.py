@@ -18,6 +18,7 @@ def renamed(raw: bytes, model: str) -> bytes:
     ask = Ask("/v1/chat/completions", raw, parse_json_object(raw))
     body = asyncio.run(ask.body_for(model))
     assert isinstance(body, bytes)
+    assert ask.body == raw, "what the client sent stays"
     return body
 
 

@@ -40,6 +40,7 @@ from enginerouter.web.body import BufferBudget
 from enginerouter.web.catalog import Catalog
 from enginerouter.web.control import Control
 from enginerouter.web.edge import Edge, edge_rules
+from enginerouter.web.exchange import Surroundings
 from enginerouter.web.explain import Explain
 from enginerouter.web.inference import Inference
 from enginerouter.web.listener import GuardedServer, listen
@@ -227,17 +228,17 @@ class Router:
         config = self.config
         naming = self._naming
         params = ModelParams(config)
-        inference = Inference(
-            naming,
-            params,
+        around = Surroundings(
             self.coordinator,
             self._upstreams,
             self._addresses,
             _keepalive(config),
             self.telemetry,
             ResponseOwners(),
+            params,
             self._tasks,
         )
+        inference = Inference(naming, around)
         catalog = Catalog(naming, self.coordinator)
         control = Control(naming, self.coordinator, self.telemetry, self.registry, self.memory, self._tasks)
         for path in INFERENCE_PATHS:

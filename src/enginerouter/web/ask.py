@@ -18,6 +18,7 @@ from enginerouter.web.json_body import THREAD_BYTES, json_object, model_of, pars
 from enginerouter.web.multipart import form_field, replace_form_field
 
 RESPONSES = "/v1/responses"
+STORED_RESPONSE = "/v1/responses/"
 # Only these answer `"stream": true` with an event stream; elsewhere the word means something else or nothing.
 STREAMING_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", RESPONSES})
 # The model as a member of an object: its key, and a string with its escapes.
@@ -26,9 +27,9 @@ _FIRST_MEMBER = re.compile(rb'\s*\{\s*"model"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
 class Ask:
-    """One request's wishes. `body` is what came: bytes, or a temporary file at its start."""
+    """One request's wishes. `body` is what the client sent: bytes, or a temporary file at its start."""
 
-    __slots__ = ("_form", "_form_model", "_parsed", "_path", "body", "model", "wants_stream")
+    __slots__ = ("_form", "_parsed", "_path", "body", "model", "wants_stream")
 
     def __init__(self, path: str, body: bytes | IO[bytes], parsed: dict[str, Any], form: Body | None = None) -> None:
         self.body = body
@@ -36,8 +37,6 @@ class Ask:
         self._parsed = parsed
         self._form = form
         self.model = model_of(parsed)
-        # A form in a file is rewritten in place, so it holds the name of the last target.
-        self._form_model = self.model
         self.wants_stream = path in STREAMING_PATHS and parsed.get("stream") is True
 
     @property
@@ -60,13 +59,12 @@ class Ask:
         """What a target gets: the model as its engine knows it, after what the model's settings change.
 
         Always from what the client sent, so that the targets of a chain do not see each other's. Forms get the name
-        only. Raises BadRequest where the JSON cannot be written again.
+        only, and what asks for a stored response nothing. Raises BadRequest where the JSON cannot be written again.
         """
-        if self._form is not None:
-            if model != self._form_model:
-                self.body = await replace_form_field(self._form, "model", model)
-                self._form_model = model
+        if self._path.startswith(STORED_RESPONSE):
             return self.body
+        if self._form is not None:
+            return self.body if model == self.model else await replace_form_field(self._form, "model", model)
         if not isinstance(self.body, bytes) or (rules.is_empty and model == self.model):
             return self.body
         if rules.is_empty:
