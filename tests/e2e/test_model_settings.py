@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from engine_server import Received
+from engine_server import Received, ok
 from http_servers import Provider
 from router_kit import CHAT, GIB, MakeRouter, RouterUnderTest, chat
 
@@ -73,6 +73,16 @@ async def test_a_body_too_deep_to_be_written_again_is_refused_and_never_a_500(ma
         deep = b"[" * depth + b"]" * depth
         statuses.add((await router.ask(b'{"model":"m","messages":' + deep + b"}")).status)
     assert statuses <= {200, 400}
+
+
+async def test_what_asks_for_a_stored_response_is_left_alone(make_router: MakeRouter) -> None:
+    router = await make_router(models=[TUNED])
+    router.engines["a"].server.script = ok(b'{"id": "resp_1", "object": "response", "output": []}')
+    await router.ask(b'{"model": "m", "input": "x"}', path="/v1/responses")
+    assert last(router).json["cache_prompt"] is True
+    for method, path, body in (("GET", "", None), ("DELETE", "", None), ("POST", "/cancel", b"{}")):
+        assert (await router.ask(body, method=method, path=f"/v1/responses/resp_1{path}")).status == 200
+        assert last(router).body == (body or b"")
 
 
 async def explain(router: RouterUnderTest, body: bytes, query: str = "", **headers: str) -> Any:

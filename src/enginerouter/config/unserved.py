@@ -19,7 +19,6 @@ UNSERVED: Final = (
     "aliases.*.chain",
     "discover",
     "health",
-    "cache",
 )
 
 

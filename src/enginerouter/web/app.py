@@ -36,6 +36,7 @@ from enginerouter.swap.memory import MemorySource
 from enginerouter.swap.phases import Phase
 from enginerouter.swap.pick import Picked
 from enginerouter.tasks import TaskGroup
+from enginerouter.web.answers import KeptAnswers, open_cache
 from enginerouter.web.body import BufferBudget
 from enginerouter.web.catalog import Catalog
 from enginerouter.web.control import Control
@@ -114,6 +115,7 @@ class Router:
         self._naming.attach(self._discovery)
         self._addresses: dict[SlotId, str] = {}
         self._upstreams: dict[str, Upstream] = {}
+        self.cache = open_cache(config.cache, self._tasks)
         self._runner: web.ServerRunner | None = None
         self.port = 0
 
@@ -124,6 +126,8 @@ class Router:
         self._upstreams = {name: self._upstream(self.config.engines[name]) for name in self.engines}
         self.telemetry.watch(self.coordinator)
         self.telemetry.watch_memory(self.memory)
+        if self.cache is not None:
+            self.telemetry.watch_cache(self.cache)
         self.telemetry.listeners.append(self._slot_moved)
         budget = BufferBudget(self.config.max_buffered_mib * MIB)
         edge = Edge(edge_rules(self.config, Routes(self._routes())), budget)
@@ -175,6 +179,8 @@ class Router:
         for upstream in self._upstreams.values():
             await upstream.close()
         await self._tasks.close()
+        if self.cache is not None:
+            await self.cache.close()
         for engine in self.engines.values():
             await engine.close()
         await self.memory.close()
@@ -236,11 +242,12 @@ class Router:
             self.telemetry,
             ResponseOwners(),
             params,
+            KeptAnswers(self.cache, config, params),
             self._tasks,
         )
         inference = Inference(naming, around)
         catalog = Catalog(naming, self.coordinator)
-        control = Control(naming, self.coordinator, self.telemetry, self.registry, self.memory, self._tasks)
+        control = Control(naming, self.coordinator, self.telemetry, self.registry, self.memory, self._tasks, self.cache)
         for path in INFERENCE_PATHS:
             yield Route("POST", path, inference.serve)
         metrics_access: Access = "key" if config.metrics_require_key else "open"

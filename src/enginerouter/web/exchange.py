@@ -13,6 +13,8 @@ import aiohttp
 from aiohttp import ClientResponse, hdrs, web
 from multidict import CIMultiDict, istr
 
+from enginerouter.cache.answers import Question
+from enginerouter.cache.store import Kept
 from enginerouter.dialects.openai import engine_error_fields, error_fields, error_frame
 from enginerouter.dialects.params import NO_RULES
 from enginerouter.errors import FirstByteTimeout, RouterError, UpstreamFailed, printable
@@ -26,6 +28,7 @@ from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.model import Lease
 from enginerouter.swap.phases import Phase
 from enginerouter.tasks import TaskGroup
+from enginerouter.web.answers import CACHE, KeptAnswers
 from enginerouter.web.ask import Ask
 from enginerouter.web.edge import EdgeCall
 from enginerouter.web.params import ModelParams
@@ -61,6 +64,7 @@ class Surroundings:
     telemetry: Telemetry
     owners: ResponseOwners
     params: ModelParams
+    answers: KeptAnswers
     tasks: TaskGroup
 
 
@@ -74,6 +78,9 @@ class Exchange:
         self._telemetry = around.telemetry
         self._owners = around.owners
         self._rules = around.params.of(target)
+        self._answers = around.answers
+        # Set where the answer may be kept.
+        self._question: Question | None = None
         self._call = call
         self._ask = ask
         self._target = target
@@ -95,6 +102,8 @@ class Exchange:
         """Answer the client; with a lease, at once, else when there is one."""
         try:
             if lease is None:
+                if self._answers.may_ask(self._call.raw_path) and (kept := await self._kept_answer()) is not None:
+                    return await self._give(kept)
                 lease = self._coordinator.try_lease(self._target.slot) or await self._queue()
             return await self._relay_with(lease)
         except RouterError as error:
@@ -105,6 +114,36 @@ class Exchange:
         finally:
             self._client.stop_beat()
             self._record.keepalives = self._client.keepalives
+
+    # --- kept answers
+
+    async def _kept_answer(self) -> Kept | None:
+        """The answer to this very request, if there is one: then nothing is leased, queued, woken or called."""
+        question = self._question = await self._answers.question(self._call, self._ask, self._target)
+        if question is None:
+            return None
+        kept = await question.kept()
+        self._record.cache = "miss" if kept is None else "hit"
+        return kept
+
+    async def _give(self, kept: Kept) -> web.StreamResponse:
+        record = self._record
+        record.status, record.cached_bytes, record.first_byte_at = 200, len(kept.body), time.monotonic()
+        self._ask.release()
+        self._call.release_body()
+        await self._client.pause()
+        if self._client.is_committed:
+            await self._client.write(kept.body, record.first_byte_at)
+            return await self._client.finish()
+        headers = CIMultiDict({hdrs.CONTENT_TYPE: kept.content_type})
+        self._add_ours(headers, attempts=0)
+        return web.Response(headers=headers, body=kept.body)
+
+    def _note_whole(self, answer: ClientResponse, body: bytes) -> None:
+        if self._question is not None and _may_be_kept(answer):
+            self._question.answered(answer.headers.get(hdrs.CONTENT_TYPE, ""), body)
+
+    # --- the lease
 
     async def _queue(self) -> Lease:
         """Wait for a lease. Whatever ends the wait, the place in the queue is given back."""
@@ -195,12 +234,18 @@ class Exchange:
 
     def _headers(self, answer: ClientResponse) -> CIMultiDict[str]:
         headers = response_headers(answer.headers)
+        self._add_ours(headers, attempts=1)
+        return headers
+
+    def _add_ours(self, headers: CIMultiDict[str], *, attempts: int) -> None:
+        """Who served it, and how long it took. A kept answer needed no attempt."""
         record = self._record
         headers[RESOLVED] = self._target.label
-        headers[ATTEMPTS] = "1"
+        headers[ATTEMPTS] = str(attempts)
         headers[QUEUE_MS] = str(round(record.queue_s * 1000))
         headers[SWAP_MS] = str(round(record.swap_s * 1000))
-        return headers
+        if record.cache:
+            headers[CACHE] = record.cache
 
     async def _relay(self, answer: ClientResponse, lease: Lease) -> web.StreamResponse:
         """Nothing was sent yet: status, headers and body of the engine as they are."""
@@ -217,6 +262,7 @@ class Exchange:
                 self._log_refusal(answer, body)
             elif self._ask.is_responses:
                 self._owners.note(body, self._target, self._call.identity.name)
+            self._note_whole(answer, body)
             return web.Response(status=answer.status, headers=headers, body=body)
         await self._client.begin(answer.status, headers, length)
         await self._pump(answer, lease)
@@ -266,7 +312,10 @@ class Exchange:
             raise await self._broken(error) from error
         self._first_byte()
         seen, is_looking = b"", self._ask.is_responses
+        copy = _Copy(self._question, answer) if self._question is not None else None
         while chunk:
+            if copy is not None:
+                copy.add(chunk)
             if is_looking:
                 seen += chunk
                 is_looking = not self._owners.note(seen, self._target, self._call.identity.name)
@@ -280,6 +329,8 @@ class Exchange:
                 raise await self._broken(error) from error
         if not _is_framed(answer):
             await asyncio.sleep(UNFRAMED_NOTICE_S)
+        elif copy is not None and copy.is_whole:
+            self._note_whole(answer, b"".join(copy.chunks))
 
     async def _read(self, answer: ClientResponse, *, at_most: int | None = None) -> bytes:
         """The whole body, or its beginning; what is beyond `at_most` is not waited for."""
@@ -307,6 +358,31 @@ class Exchange:
     async def _end_stream(self, fields: dict[str, object]) -> web.StreamResponse:
         await self._client.write_last(error_frame(fields, is_responses=self._ask.is_responses))
         return await self._client.finish()
+
+
+class _Copy:
+    """What is passed on, once more, as long as it may be kept."""
+
+    __slots__ = ("_left", "chunks", "is_whole")
+
+    def __init__(self, question: Question, answer: ClientResponse) -> None:
+        self._left = question.max_answer_bytes
+        self.is_whole = _may_be_kept(answer)
+        self.chunks: list[bytes] = []
+
+    def add(self, chunk: bytes) -> None:
+        self._left -= len(chunk)
+        self.is_whole = self.is_whole and self._left >= 0
+        if self.is_whole:
+            self.chunks.append(chunk)
+        else:
+            self.chunks.clear()
+
+
+def _may_be_kept(answer: ClientResponse) -> bool:
+    """Whether the engine's headers let its answer be given to somebody else later."""
+    said = ",".join(answer.headers.getall(hdrs.CACHE_CONTROL, ())).lower()
+    return answer.status == 200 and not _is_packed(answer) and "no-store" not in said
 
 
 def _is_framed(answer: ClientResponse) -> bool:

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from enginerouter.cache.answers import AnswerCache
 from enginerouter.errors import RouterError, printable
 from enginerouter.metrics import Labels, Registry
 from enginerouter.routing.directory import Target
@@ -38,6 +39,8 @@ class Record:
     __slots__ = (
         "asked",
         "began_at",
+        "cache",
+        "cached_bytes",
         "dialect",
         "error",
         "first_byte_at",
@@ -63,6 +66,9 @@ class Record:
         self.swap_s = 0.0
         self.first_byte_at: float | None = None
         self.keepalives = 0
+        # "hit" or "miss" where the answer may be kept.
+        self.cache = ""
+        self.cached_bytes = 0
         self.error: RouterError | None = None
 
     def name(self, target: Target) -> None:
@@ -96,6 +102,10 @@ class Telemetry:
             "time_to_first_byte_seconds", "From the request to the first byte of its answer.", REQUEST_S
         )
         self._total_s = registry.histogram("request_duration_seconds", "Whole requests.", REQUEST_S)
+        self._cached = registry.counter(
+            "cache_requests_total", "Requests whose answers may be kept, by whether one was.", ("target", "result")
+        )
+        self._cached_bytes = registry.counter("cache_hit_bytes_total", "Bytes of kept answers given.", ("target",))
         self._frames = registry.counter("keepalive_frames_total", "Keep-alive frames sent to waiting clients.")
 
     def watch(self, coordinator: Coordinator) -> None:
@@ -134,6 +144,16 @@ class Telemetry:
               read=lambda: {(memory.name,): 1.0})  # fmt: skip
         gauge("memory_available_bytes", "Memory that a new engine could take; nothing where unreadable.",
               read=available)  # fmt: skip
+
+    def watch_cache(self, cache: AnswerCache) -> None:
+        def known(count: int | None) -> dict[Labels, float]:
+            return {} if count is None else {(): float(count)}
+
+        gauge = self.registry.gauge
+        gauge("cache_up", "1 while the store of kept answers works.", ("store",),
+              read=lambda: {(cache.state().name,): float(cache.state().is_up)})  # fmt: skip
+        gauge("cache_answers", "Answers kept in this process.", read=lambda: known(cache.state().entries))
+        gauge("cache_bytes", "Bytes of the answers kept in this process.", read=lambda: known(cache.state().bytes))
 
     # --- the observer
 
@@ -175,6 +195,10 @@ class Telemetry:
         if not record.is_declared:
             target = f"{record.label.partition('/')[0]}/{OTHER}"
         self._requests.inc((record.dialect, requested, target, str(status)))
+        if record.cache:
+            self._cached.inc((target, record.cache))
+            if record.cached_bytes:
+                self._cached_bytes.inc((target,), record.cached_bytes)
         self._total_s.observe(total)
         if record.label:
             self._wait_s.observe(record.queue_s)
@@ -183,6 +207,8 @@ class Telemetry:
             first_s = record.first_byte_at - record.began_at
             self._first_s.observe(first_s)
             first = f" first byte {first_s:.3f} s,"
+        if record.cache:
+            first += f" cache {record.cache},"
         if record.keepalives:
             self._frames.inc(amount=record.keepalives)
         if not log.isEnabledFor(logging.INFO):
