@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from enginerouter.cache.keys import Ambiguous, Served, canonical, key_of, meaningful, read_body
 
-PATIENT = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+PATIENT = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 SERVED = Served("llama", "digest", "m.gguf")
 
 names = st.sampled_from(["input", "model", "dimensions", "stream", "é", '"']) | st.text(max_size=3)

@@ -91,12 +91,17 @@ async def explain(router: RouterUnderTest, body: bytes, query: str = "", **heade
     return answer.json
 
 
+async def first_of(router: RouterUnderTest, body: bytes, query: str = "", **headers: str) -> Any:
+    return (await explain(router, body, query, **headers))["targets"][0]
+
+
 async def test_explain_tells_the_changes_in_order_and_changes_nothing(make_router: MakeRouter) -> None:
     router = await make_router(models=[TUNED], aliases={"fast": "m"})
     said = await explain(router, chat("fast", max_tokens=100, n_discard=9, temperature=1))
-    assert said["asked"] == "fast"
-    assert said["served_by"] == {"target": "a/m", "engine": "a", "model": "m.gguf"}
-    assert said["changes"] == [
+    assert (said["asked"], said["served_by"]) == ("fast", "a/m")
+    [target] = said["targets"]
+    assert (target["target"], target["model"]) == ("a/m", "m.gguf")
+    assert target["changes"] == [
         {"step": "strip", "path": "n_discard"},
         {"step": "default", "path": "options.num_ctx", "value": 8192},
         {"step": "set", "path": "cache_prompt", "value": True},
@@ -104,7 +109,7 @@ async def test_explain_tells_the_changes_in_order_and_changes_nothing(make_route
         {"step": "model", "path": "model", "value": "m.gguf"},
     ]
     assert router.engines["a"].starts == 0
-    other = await explain(router, chat("m", max_tokens=100), "?path=/v1/messages")
+    other = await first_of(router, chat("m", max_tokens=100), "?path=/v1/messages")
     assert [c["path"] for c in other["changes"] if c["step"] == "guard"] == [
         "thinking",
         "chat_template_kwargs.enable_thinking",
@@ -117,12 +122,12 @@ async def test_explain_tells_what_a_request_would_wait_for_and_evict(make_router
     boss, guest = {"Authorization": "Bearer boss"}, {"Authorization": "Bearer guest"}
     await router.ask(chat("a"), headers=boss)
     await router.idle()
-    ready = await explain(router, b'{"model": "a"}', **boss)
+    ready = await first_of(router, b'{"model": "a"}', **boss)
     assert (ready["phase"], ready["evicts"], ready["eta_s"], ready["changes"]) == ("ready", [], 0, [])
-    cold = await explain(router, b'{"model": "b"}', **boss)
+    cold = await first_of(router, b'{"model": "b"}', **boss)
     assert (cold["phase"], cold["evicts"], cold["refused"]) == ("cold", ["a"], None)
     # Another key's engines have no names here.
-    assert (await explain(router, b'{"model": "b"}', **guest))["evicts"] == ["another"]
+    assert (await first_of(router, b'{"model": "b"}', **guest))["evicts"] == ["another"]
     assert (await router.ask(b'{"model": "a"}', path="/admin/explain", headers=guest)).status == 404
     assert (router.phase("a"), router.engines["b"].starts) == (Phase.READY, 0)
 
@@ -134,7 +139,25 @@ async def test_explain_tells_of_pins_that_make_a_request_impossible(make_router:
     router.memory.bytes = 64 * GIB
     await router.load("a")
     said = await explain(router, b'{"model": "b"}')
-    assert said["refused"]["code"] == "pinned"
+    assert said["targets"][0]["refused"]["code"] == "pinned"
+    assert said["served_by"] is None
+
+
+async def test_explain_tells_of_every_target_of_a_chain(make_router: MakeRouter) -> None:
+    cloud = Remote(name="cloud", base_url="http://192.0.2.1/v1", served_models=("big",))
+    keys = (ApiKey(name="boss", key="boss", admin=True), ApiKey(name="guest", key="guest", remote=False))
+    router = await make_router(
+        ("a", "b"), http=[cloud], api_keys=keys, aliases={"any": {"chain": ("cloud/big", "m", "b")}}, models=[TUNED]
+    )
+    boss = await explain(router, chat("any"), Authorization="Bearer boss")
+    assert [t["target"] for t in boss["targets"]] == ["cloud/big", "a/m", "b/b"]
+    assert boss["served_by"] == "cloud/big"
+    assert [len(t["changes"]) for t in boss["targets"]] == [1, 4, 1]
+    guest = await explain(router, chat("any"), Authorization="Bearer guest")
+    assert (guest["targets"][0], guest["served_by"]) == (
+        {"target": None, "passed_over": "fenced", "refused": None},
+        "a/m",
+    )
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"model": 1}', b'{"messages": []}'])

@@ -16,7 +16,6 @@ from enginerouter.config.report import At, Report, dotted
 
 UNSERVED: Final = (
     "engines.*.systemd_unit",
-    "aliases.*.chain",
     "discover",
     "health",
 )

@@ -20,7 +20,7 @@ from multidict import CIMultiDict, istr
 from yarl import URL
 
 from enginerouter.addresses import joined
-from enginerouter.errors import UpstreamFailed, printable
+from enginerouter.errors import Unreachable, UpstreamFailed, printable
 from enginerouter.tasks import TaskGroup
 
 # Below the keep-alive of every engine (llama.cpp and uvicorn close after 5 s): a connection that the engine is about
@@ -115,9 +115,11 @@ class Upstream:
             return answer
         except aiohttp.ClientSSLError as error:
             said = printable(str(error))
-            raise UpstreamFailed(self.engine, f"{self.engine} at {address} is not trusted: {said}") from error
+            raise Unreachable(self.engine, f"{self.engine} at {address} is not trusted: {said}") from error
         except aiohttp.ClientConnectorError as error:
-            raise UpstreamFailed(self.engine, f"{self.engine} refuses connections at {address}: {error}") from error
+            raise Unreachable(self.engine, f"{self.engine} refuses connections at {address}: {error}") from error
+        except aiohttp.ConnectionTimeoutError as error:
+            raise Unreachable(self.engine, f"{self.engine} does not take connections at {address}") from error
         except aiohttp.ClientResponseError as error:
             raise UpstreamFailed(
                 self.engine, f"{self.engine} did not answer in HTTP: {printable(error.message)}"

@@ -21,7 +21,7 @@ from enginerouter.cache.store import Store
 from enginerouter.config.forms import is_loopback
 from enginerouter.config.model import Cache, Config, EngineSettings
 from enginerouter.proxy.headers import passes_upstream
-from enginerouter.routing.directory import Target
+from enginerouter.routing.target import Target
 from enginerouter.tasks import TaskGroup
 from enginerouter.web.ask import Ask
 from enginerouter.web.edge import EdgeCall
@@ -59,13 +59,12 @@ def _store(settings: Cache, max_bytes: int, tasks: TaskGroup) -> Store:
 
 
 class KeptAnswers:
-    """What one configuration says to the cache: how engines are reached, and which names stay on this machine."""
+    """What one configuration says to the cache: how engines are reached."""
 
     def __init__(self, cache: AnswerCache | None, config: Config, params: ModelParams) -> None:
         self.cache = cache
         self._params = params
         self._reached_by = {name: reached_by(e) for name, e in config.engines.items()} if cache is not None else {}
-        self._local_only = frozenset(alias.name for alias in config.aliases.values() if alias.local_only)
 
     def may_ask(self, path: str) -> bool:
         return self.cache is not None and self.cache.may_ask(path)
@@ -76,7 +75,7 @@ class KeptAnswers:
         body = await ask.body_for(target.upstream_model, self._params.of(target))
         if not isinstance(body, bytes):
             return None
-        is_local_only = target.asked in self._local_only
+        is_local_only = target.stays_local
         headers = call.request.headers.items()
         asked = Asked(
             call.raw_path,

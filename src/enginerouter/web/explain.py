@@ -12,7 +12,8 @@ from aiohttp import web
 
 from enginerouter.dialects.params import changed, told
 from enginerouter.errors import BadRequest, RouterError
-from enginerouter.routing.directory import Target
+from enginerouter.routing.target import Target
+from enginerouter.routing.walk import FENCED, UNCONFIGURED
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.phases import Phase
 from enginerouter.web.catalog import json_answer
@@ -39,16 +40,31 @@ class Explain:
             raise BadRequest("send the request to be explained: a JSON object with 'model'")
         asked = await json_object(body.raw)
         path = dict(parse_qsl(call.raw_query)).get("path", CHAT)
-        target = await self._naming.target(model_of(asked), call.identity)
-        _, changes = changed(path, asked, self._params.of(target), target.upstream_model)
+        route = await self._naming.route(model_of(asked), call.identity)
+        targets = (route,) if isinstance(route, Target) else route.targets
+        told_of = [self._target(target, call.identity, path, asked) for target in targets]
         return json_answer(
             {
-                "asked": target.asked,
-                "served_by": {"target": target.label, "engine": target.engine, "model": target.upstream_model},
-                **self._wait(target, call.identity),
-                "changes": told(changes),
+                "asked": route.asked,
+                # The first that is neither passed over nor refused; others may follow where a chain goes on.
+                "served_by": next((t["target"] for t in told_of if not t["passed_over"] and not t["refused"]), None),
+                "targets": told_of,
+                "unknown": [] if isinstance(route, Target) else list(route.unknown),
             }
         )
+
+    def _target(self, target: Target, identity: Identity, path: str, asked: dict[str, Any]) -> dict[str, Any]:
+        """What would become of the request at one target, were it the first."""
+        if self._naming.is_fenced(target, identity):
+            return {"target": target.label if identity.is_admin else None, "passed_over": FENCED, "refused": None}
+        _, changes = changed(path, asked, self._params.of(target), target.upstream_model)
+        return {
+            "target": target.label,
+            "model": target.upstream_model,
+            "passed_over": UNCONFIGURED if self._naming.is_unconfigured(target) else None,
+            **self._wait(target, identity),
+            "changes": told(changes),
+        }
 
     def _wait(self, target: Target, identity: Identity) -> dict[str, Any]:
         """What stands between the request and its engine now."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from enginerouter.config.model import Config
 from enginerouter.dialects.params import NO_RULES, ParamRules
 from enginerouter.dialects.thinking import form_of
-from enginerouter.routing.directory import Target
+from enginerouter.routing.target import Target
 
 
 class ModelParams:
