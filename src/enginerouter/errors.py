@@ -281,6 +281,10 @@ class LoopDetected(RouterError):
     code = "loop_detected"
     is_retryable = False
 
+    def __init__(self, message: str, *, instance: str) -> None:
+        super().__init__(message)
+        self.instance = instance
+
 
 class ShuttingDown(EngineUnavailable):
     code = "shutting_down"

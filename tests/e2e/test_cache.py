@@ -47,6 +47,7 @@ async def test_an_embedding_asked_twice_costs_no_second_swap(make_router: MakeRo
     assert (again.status, again.body) == (200, VECTORS)
     assert again.header("content-type") == "application/json"
     assert again.header("x-enginerouter-resolved") == "a/a"
+    assert again.header("x-enginerouter-attempts") == "0"
     assert again.header("x-enginerouter-queue-ms") == again.header("x-enginerouter-swap-ms") == "0"
     assert (asked(router), router.engines["a"].starts, router.phase("b")) == (1, 1, Phase.READY)
 
@@ -256,6 +257,47 @@ async def test_a_chat_that_was_cut_short_by_the_engine_is_not_kept(make_router: 
     router.engines["a"].server.script = ok(completion("hal").replace(b'"stop"', b'"error"'))
     for _ in range(2):
         assert (await router.ask(chat("a", temperature=0))).header("x-enginerouter-cache") == "miss"
+
+
+# --- chains
+
+
+async def test_a_chain_s_target_that_was_asked_before_is_not_asked_again(make_router: MakeRouter) -> None:
+    router = await make_router(
+        {"a": {"holds_memory": False}, "b": {}}, cache=Cache(deterministic=True), aliases={"any": {"chain": ("a", "b")}}
+    )
+    router.engines["a"].server.script = ok(b'{"error": {"message": "no"}}', status=500)
+    cold = chat("any", temperature=0)
+    first = await router.ask(cold)
+    assert (first.text, first.header("x-enginerouter-attempts")) == ("b serves b", "2")
+    again = await router.ask(cold)
+    assert (again.body, again.header("x-enginerouter-cache")) == (first.body, "hit")
+    # The first target was asked once more, and had nothing; the second was not.
+    assert (again.header("x-enginerouter-resolved"), again.header("x-enginerouter-attempts")) == ("b/b", "1")
+    assert (asked(router, "a"), asked(router, "b")) == (2, 1)
+    metrics = (await router.get("/metrics")).body.decode()
+    assert 'enginerouter_alias_resolved_total{alias="any",target="b/b"} 2' in metrics
+    assert 'enginerouter_cache_requests_total{target="b/b",result="hit"} 1' in metrics
+
+
+async def test_a_chain_takes_what_was_kept_of_a_target_that_is_not_resident(
+    make_router: MakeRouter,
+) -> None:
+    router = await vectors(make_router, aliases={"any": {"chain": ("a", "b"), "go_on_after_s": 0.0}, "fast": "a"})
+    await router.ask(embed("fast"), path=EMBED)
+    router.engines["b"].server.script = None
+    await router.ask(chat("b"))
+    await router.idle()
+    again = await router.ask(embed("any"), path=EMBED)
+    assert (again.header("x-enginerouter-cache"), again.header("x-enginerouter-attempts")) == ("hit", "0")
+    assert (router.phase("b"), router.engines["a"].starts) == (Phase.READY, 1)
+
+
+async def test_a_local_only_chain_shares_with_nothing_else(make_router: MakeRouter) -> None:
+    chains = {"private": {"chain": ("a", "b"), "local_only": True}, "any": {"chain": ("a", "b")}}
+    router = await vectors(make_router, aliases=chains)
+    answers = [await router.ask(embed(name), path=EMBED) for name in ("any", "private", "private", "a")]
+    assert [a.header("x-enginerouter-cache") for a in answers] == ["miss", "miss", "hit", "hit"]
 
 
 # --- changes, and what an operator sees

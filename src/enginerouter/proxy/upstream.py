@@ -53,11 +53,25 @@ class ReusedConnectionFailed(Exception):
 
 
 class Upstream:
-    """The connections to one engine. `headers` (its key and configured ones) go out with every request."""
+    """The connections to one engine. `headers` (its key and configured ones) go out with every request.
 
-    def __init__(self, engine: str, *, headers: Mapping[str, str], connect_timeout_s: float, tasks: TaskGroup) -> None:
+    `is_server`: not a process of ours, so that it may be another router; `instance` is that router's id, once it has
+    said it.
+    """
+
+    def __init__(
+        self,
+        engine: str,
+        *,
+        headers: Mapping[str, str],
+        connect_timeout_s: float,
+        tasks: TaskGroup,
+        is_server: bool = False,
+    ) -> None:
         self.engine = engine
         self.headers = dict(headers)
+        self.is_server = is_server
+        self.instance: str | None = None
         self._timeout = ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=None)
         self._tasks = tasks
         self._session: ClientSession | None = None

@@ -28,7 +28,7 @@ from enginerouter.errors import (
     Unreachable,
     UpstreamFailed,
 )
-from enginerouter.routing.target import Target
+from enginerouter.routing.target import Chain, Target
 
 # Why a target is passed over without being asked.
 FENCED = "fenced"
@@ -95,6 +95,29 @@ class CoolDowns:
 
     rate_limit_s: float = 30.0
     credit_s: float = 3600.0
+
+
+# --- who is asked at all
+
+
+def pass_over(
+    target: Target,
+    chain: Chain,
+    *,
+    path: str,
+    is_fenced: bool,
+    is_unconfigured: bool,
+    instance: str | None,
+    via: Sequence[str],
+) -> str:
+    """Why a target is not asked for this request, or "". `instance`: the router behind it, where it is one."""
+    if is_fenced:
+        return FENCED
+    if is_unconfigured:
+        return UNCONFIGURED
+    if path == EMBEDDINGS and not chain.alias.mix_embeddings and not shares_vectors(chain.targets[0], target):
+        return OTHER_VECTORS
+    return LOOP if instance is not None and instance in via else ""
 
 
 # --- what may be repeated
@@ -236,10 +259,11 @@ def _until_date(said: str, now: datetime) -> float:
 
 
 def nothing_left(
-    asked: str, attempts: Sequence[Attempt], *, names_fenced: bool, retry_after_s: float | None
+    chain: Chain, attempts: Sequence[Attempt], *, names_fenced: bool, retry_after_s: float | None
 ) -> RouterError:
     """What the client gets of a chain whose every target was tried or passed over."""
-    reasons = {a.reason for a in attempts}
+    asked = chain.asked
+    reasons = {a.reason for a in attempts} | ({UNKNOWN} if chain.unknown else set())
     if reasons == {FENCED}:
         return Forbidden(f"every target of {asked!r} is an engine of another machine, and this key may not use those")
     if reasons and reasons <= {KEY_REFUSED, FENCED}:
@@ -251,12 +275,18 @@ def nothing_left(
             "the operator has to look at its key and its credit",
         )
     shown = [a.shown(names_fenced=names_fenced) for a in attempts]
-    told = "; ".join(_told(entry) for entry in shown) or "none of its targets is known here"
+    for entry in chain.unknown:
+        engine, slash, model = entry.partition("/")
+        shown.append(
+            {"engine": engine if slash else None, "model": model if slash else entry, "reason": UNKNOWN, "seconds": 0.0}
+        )
+    told = "; ".join(_told(entry) for entry in shown)
     return NoHealthyTarget(f"no target of {asked!r} could answer: {told}", shown, retry_after_s=retry_after_s)
 
 
 def _told(shown: Mapping[str, Any]) -> str:
-    name = f"{shown['engine']}/{shown['model']}" if shown["engine"] is not None else "a target"
+    names = [name for name in (shown["engine"], shown["model"]) if name is not None]
+    name = "/".join(names) or "a target"
     return f"{name}: {shown['reason']}"
 
 

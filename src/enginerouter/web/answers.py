@@ -12,6 +12,7 @@ import socket
 from hashlib import blake2b
 from urllib.parse import urlsplit
 
+from aiohttp import ClientResponse, hdrs
 from multidict import istr
 
 from enginerouter.cache.answers import AnswerCache, Asked, Question
@@ -87,6 +88,35 @@ class KeptAnswers:
             is_local_only,
         )
         return await self.cache.question(asked)
+
+
+class Copy:
+    """An answer on its way to the client, once more, for as long as it may be kept."""
+
+    __slots__ = ("_answer", "_chunks", "_left", "_may_be_kept", "_question")
+
+    def __init__(self, question: Question, answer: ClientResponse) -> None:
+        said = ",".join(answer.headers.getall(hdrs.CACHE_CONTROL, ())).lower()
+        is_packed = answer.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() not in ("", "identity")
+        self._question = question
+        self._answer = answer
+        self._may_be_kept = answer.status == 200 and not is_packed and "no-store" not in said
+        self._left = question.max_answer_bytes
+        self._chunks: list[bytes] = []
+
+    def add(self, chunk: bytes) -> None:
+        self._left -= len(chunk)
+        if self._left < 0:
+            self._may_be_kept = False
+            self._chunks.clear()
+        if self._may_be_kept:
+            self._chunks.append(chunk)
+
+    def whole(self, body: bytes | None = None) -> None:
+        """The answer came to its end: `body`, or what was added."""
+        if self._may_be_kept:
+            kind = self._answer.headers.get(hdrs.CONTENT_TYPE, "")
+            self._question.answered(kind, b"".join(self._chunks) if body is None else body)
 
 
 def fence_of(identity: Identity, *, is_local_only: bool) -> str:

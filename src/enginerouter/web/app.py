@@ -10,6 +10,7 @@ import dataclasses
 import errno
 import logging
 import os
+import secrets
 import ssl
 from collections.abc import Iterable, Mapping
 
@@ -28,7 +29,9 @@ from enginerouter.errors import AlreadyRunning, CannotListen, ConfigError, Probl
 from enginerouter.metrics import Registry
 from enginerouter.proxy.downstream import KeepAlive, Mode
 from enginerouter.proxy.upstream import Upstream
+from enginerouter.routing import walk
 from enginerouter.routing.directory import Directory, models_of
+from enginerouter.routing.health import Health
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
 from enginerouter.swap.coordinator import Coordinator
@@ -86,6 +89,9 @@ class Router:
         self.memory = memory if memory is not None else Picked(config.memory_source)
         self.telemetry = Telemetry(self.registry)
         self.state = StateFile(config.base_dir / config.state_file)
+        # Which router this is among others. Of this process alone: two boxes may keep their state in the same place.
+        self.instance = secrets.token_hex(8)
+        self.health = Health(config.health)
         self._tasks = TaskGroup()
         self._slot_directory = SlotDirectory(self.state.router_id)
         self.engines = (
@@ -213,6 +219,7 @@ class Router:
             headers=headers,
             connect_timeout_s=self.config.upstream_connect_timeout_s,
             tasks=self._tasks,
+            is_server=settings.type in ("remote", "ollama", "api_swap"),
         )
 
     def _slot_moved(self, slot: SlotId, phase: Phase) -> None:
@@ -235,7 +242,11 @@ class Router:
         naming = self._naming
         params = ModelParams(config)
         around = Surroundings(
+            self.instance,
             self.coordinator,
+            naming,
+            self.health,
+            walk.CoolDowns(config.health.rate_limit_cooldown_s, config.health.credit_cooldown_s),
             self._upstreams,
             self._addresses,
             _keepalive(config),

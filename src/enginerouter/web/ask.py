@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from enginerouter.dialects.params import NO_RULES, ParamRules, changed
 from enginerouter.errors import BadRequest
+from enginerouter.routing.walk import is_repeatable
 from enginerouter.web.body import Body
 from enginerouter.web.json_body import THREAD_BYTES, json_object, model_of, parse_json_object
 from enginerouter.web.multipart import form_field, replace_form_field
@@ -42,6 +43,11 @@ class Ask:
     @property
     def is_responses(self) -> bool:
         return self._path.startswith(RESPONSES)
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether it may be asked of a second engine after the first may have begun."""
+        return is_repeatable(self._path, self._parsed)
 
     @property
     def answers_json(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO
 
@@ -14,23 +14,26 @@ from aiohttp import ClientResponse, hdrs, web
 from multidict import CIMultiDict, istr
 
 from enginerouter.cache.answers import Question
-from enginerouter.cache.store import Kept
 from enginerouter.dialects.openai import engine_error_fields, error_fields, error_frame
 from enginerouter.dialects.params import NO_RULES
 from enginerouter.errors import FirstByteTimeout, RouterError, UpstreamFailed, printable
 from enginerouter.proxy.downstream import Downstream, KeepAlive
-from enginerouter.proxy.headers import request_headers, response_headers
+from enginerouter.proxy.headers import INSTANCE, VIA, request_headers, response_headers
 from enginerouter.proxy.payload import for_one_try
 from enginerouter.proxy.upstream import ReusedConnectionFailed, Upstream
-from enginerouter.routing.directory import Target
+from enginerouter.routing import walk
+from enginerouter.routing.health import Call, Health
+from enginerouter.routing.target import Target
+from enginerouter.routing.walk import CoolDowns, Failure
 from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.model import Lease
 from enginerouter.swap.phases import Phase
 from enginerouter.tasks import TaskGroup
-from enginerouter.web.answers import CACHE, KeptAnswers
+from enginerouter.web.answers import CACHE, Copy, KeptAnswers
 from enginerouter.web.ask import Ask
 from enginerouter.web.edge import EdgeCall
+from enginerouter.web.naming import Naming
 from enginerouter.web.params import ModelParams
 from enginerouter.web.responses import ResponseOwners
 from enginerouter.web.telemetry import Record, Telemetry
@@ -55,9 +58,16 @@ ERROR_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What all exchanges share. `addresses` gives the URL that a ready slot answers at."""
+    """What all exchanges share. `addresses` gives the URL that a ready slot answers at.
 
+    `instance` is this router's id among others, for `X-EngineRouter-Via`.
+    """
+
+    instance: str
     coordinator: Coordinator
+    naming: Naming
+    health: Health
+    cool_downs: CoolDowns
     upstreams: Mapping[str, Upstream]
     addresses: Mapping[SlotId, str]
     keepalive: KeepAlive
@@ -67,32 +77,46 @@ class Surroundings:
     answers: KeptAnswers
     tasks: TaskGroup
 
+    def via(self, call: EdgeCall) -> str:
+        """The routers that a request of this call has come through when it leaves here."""
+        before = walk.instances(call.request.headers.get(VIA, ""))
+        return ", ".join((*before, self.instance))
+
 
 class Exchange:
     """One request between its client and one engine."""
 
-    def __init__(self, around: Surroundings, call: EdgeCall, ask: Ask, target: Target, record: Record) -> None:
+    def __init__(
+        self,
+        around: Surroundings,
+        call: EdgeCall,
+        ask: Ask,
+        target: Target,
+        record: Record,
+        client: Downstream | None = None,
+        verdict: Call | None = None,
+    ) -> None:
+        self._around = around
         self._coordinator = around.coordinator
         self._upstream = around.upstreams[target.engine]
         self._addresses = around.addresses
-        self._telemetry = around.telemetry
         self._owners = around.owners
         self._rules = around.params.of(target)
-        self._answers = around.answers
         # Set where the answer may be kept.
         self._question: Question | None = None
         self._call = call
         self._ask = ask
         self._target = target
         self._record = record
+        self._verdict = verdict or around.health.observe(target.engine, target.model_id)
         self._clock: asyncio.Timeout | None = None
-        keepalive = around.keepalive
-        mode = keepalive.mode(
-            is_stream=ask.wants_stream, may_pad=ask.answers_json, asked=call.request.headers.get(KEEPALIVE)
-        )
-        self._client = Downstream(call.request, keepalive, mode, self._progress, around.tasks)
+        self._retry_after_s: float | None = None
+        # What was read of the answer already, to see what it is.
+        self._seen = b""
+        self._client = client or waiting_client(around, call, ask, self.progress)
 
-    def _progress(self) -> str:
+    def progress(self) -> str:
+        """What the client waits for, as a keep-alive says it."""
         slot = self._target.slot
         if self._coordinator.slots[slot].phase is Phase.READY:
             return f"waiting for {self._target.label} {time.monotonic() - self._record.began_at:.0f}s"
@@ -102,33 +126,37 @@ class Exchange:
         """Answer the client; with a lease, at once, else when there is one."""
         try:
             if lease is None:
-                if self._answers.may_ask(self._call.raw_path) and (kept := await self._kept_answer()) is not None:
-                    return await self._give(kept)
+                if self._may_be_kept and (given := await self._give_kept()) is not None:
+                    return given
                 lease = self._coordinator.try_lease(self._target.slot) or await self._queue()
             return await self._relay_with(lease)
         except RouterError as error:
-            await self._client.pause()
-            if not self._client.is_committed:
-                raise
-            return await self._fail_in_band(error)
+            weigh(self._verdict, walk.of_error(error), error)
+            return await fail(self._client, self._call, self._ask, self._record, error)
         finally:
+            self._verdict.dropped()
             self._client.stop_beat()
             self._record.keepalives = self._client.keepalives
 
-    # --- kept answers
+    # --- an answer that was kept
 
-    async def _kept_answer(self) -> Kept | None:
+    @property
+    def _may_be_kept(self) -> bool:
+        return self._around.answers.may_ask(self._call.raw_path)
+
+    async def _give_kept(self) -> web.StreamResponse | None:
         """The answer to this very request, if there is one: then nothing is leased, queued, woken or called."""
-        question = self._question = await self._answers.question(self._call, self._ask, self._target)
+        question = self._question = await self._around.answers.question(self._call, self._ask, self._target)
         if question is None:
             return None
-        kept = await question.kept()
-        self._record.cache = "miss" if kept is None else "hit"
-        return kept
-
-    async def _give(self, kept: Kept) -> web.StreamResponse:
         record = self._record
-        record.status, record.cached_bytes, record.first_byte_at = 200, len(kept.body), time.monotonic()
+        kept = await question.kept()
+        if kept is None:
+            record.cache = "miss"
+            return None
+        record.cache, record.cached_bytes = "hit", len(kept.body)
+        record.status, record.first_byte_at = 200, time.monotonic()
+        record.tries -= 1
         self._ask.release()
         self._call.release_body()
         await self._client.pause()
@@ -136,18 +164,15 @@ class Exchange:
             await self._client.write(kept.body, record.first_byte_at)
             return await self._client.finish()
         headers = CIMultiDict({hdrs.CONTENT_TYPE: kept.content_type})
-        self._add_ours(headers, attempts=0)
+        self._add_ours(headers)
         return web.Response(headers=headers, body=kept.body)
-
-    def _note_whole(self, answer: ClientResponse, body: bytes) -> None:
-        if self._question is not None and _may_be_kept(answer):
-            self._question.answered(answer.headers.get(hdrs.CONTENT_TYPE, ""), body)
 
     # --- the lease
 
     async def _queue(self) -> Lease:
         """Wait for a lease. Whatever ends the wait, the place in the queue is given back."""
-        self._client.wait_for_lease()
+        if not self._client.is_beating:  # as in a chain, after its first target
+            self._client.wait_for_lease()
         began_at = time.monotonic()
         ticket = self._coordinator.enqueue(self._target.slot, priority=self._call.identity.priority)
         try:
@@ -156,8 +181,9 @@ class Exchange:
             self._coordinator.leave(ticket)
             raise
         finally:
-            waited = self._record.queue_s = time.monotonic() - began_at
-        swap = self._telemetry.last_swap.get(self._target.slot)
+            waited = time.monotonic() - began_at
+            self._record.queue_s += waited
+        swap = self._around.telemetry.last_swap.get(self._target.slot)
         if swap is not None and lease.slot.ready_at >= began_at:
             self._record.swap_s = min(waited, swap.total_s)
         return lease
@@ -177,32 +203,61 @@ class Exchange:
                 ) from None
 
     async def _ask_engine(self, lease: Lease) -> web.StreamResponse:
-        self._client.wait_for_engine()
+        self._wait_for_engine()
         answer = await self._open()
         try:
-            self._record.status = answer.status
-            self._ask.release()
-            self._call.release_body()
-            if self._client.is_beating:
-                await self._client.pause()
-            if self._client.is_committed:
-                response = await self._relay_after_commit(answer, lease)
-            else:
-                response = await self._relay(answer, lease)
-            lease.has_answered = True
-            return response
+            return await self._answered(answer, lease)
         except BaseException:
             answer.close()
             raise
 
+    def _wait_for_engine(self) -> None:
+        self._client.wait_for_engine()
+
+    async def _answered(self, answer: ClientResponse, lease: Lease) -> web.StreamResponse:
+        """The head of the engine's answer is here, and the answer is the client's."""
+        self._record.status = answer.status
+        if answer.status == 429:
+            self._retry_after_s = walk.retry_after_said(answer.headers)
+        self._ask.release()
+        self._call.release_body()
+        if self._client.is_beating:
+            await self._client.pause()
+        if self._client.is_committed:
+            response = await self._relay_after_commit(answer, lease)
+        else:
+            response = await self._relay(answer, lease)
+        lease.has_answered = True
+        return response
+
     def _first_byte(self) -> None:
-        self._record.first_byte_at = time.monotonic()
+        if self._record.first_byte_at is None:
+            self._record.first_byte_at = time.monotonic()
         if self._clock is not None:
             self._clock.reschedule(None)
+        status = self._record.status
+        if status < 400:
+            self._verdict.succeeded()
+        else:
+            weigh(self._verdict, self._failure_in(status))
+
+    def _failure_in(self, status: int) -> Failure | None:
+        """What the status of an answer says of its target. The error itself is not looked at: it is on its way."""
+        is_refusal = status in (401, 402) and self._around.naming.has_our_key(self._target)
+        return walk.of_answer(
+            status,
+            {},
+            has_our_key=is_refusal,
+            takes_mismatch=False,
+            retry_after_s=None,
+            cool_downs=self._around.cool_downs,
+        )
 
     async def _open(self) -> ClientResponse:
         call, ask, upstream = self._call, self._ask, self._upstream
         headers = request_headers(call.request.headers, upstream.headers)
+        if upstream.is_server:
+            headers[VIA] = self._around.via(call)
         path = f"{call.raw_path}?{call.raw_query}" if call.raw_query else call.raw_path
         # Looked up now: an engine may answer elsewhere after every start.
         address = self._addresses[self._target.slot]
@@ -210,15 +265,19 @@ class Exchange:
         body = await self._body_for_target() if has_own else ask.body
         try:
             try:
-                return await upstream.open(call.request.method, address, path, headers, for_one_try(body))
+                answer = await upstream.open(call.request.method, address, path, headers, for_one_try(body))
             except ReusedConnectionFailed:
                 # Once, on a new connection, and only while the engine lives: a crash cuts the lease meanwhile.
                 await asyncio.sleep(0)
-                return await upstream.open(call.request.method, address, path, headers, for_one_try(body))
+                answer = await upstream.open(call.request.method, address, path, headers, for_one_try(body))
+            if upstream.is_server and (said := answer.headers.get(INSTANCE)) is not None:
+                upstream.instance = said
+            return answer
         except ReusedConnectionFailed as error:
             raise await self._broken(error) from error
         except UpstreamFailed:
-            await asyncio.sleep(CRASH_NOTICE_S)
+            if not upstream.is_server:
+                await asyncio.sleep(CRASH_NOTICE_S)
             raise
 
     async def _body_for_target(self) -> bytes | IO[bytes]:
@@ -234,18 +293,20 @@ class Exchange:
 
     def _headers(self, answer: ClientResponse) -> CIMultiDict[str]:
         headers = response_headers(answer.headers)
-        self._add_ours(headers, attempts=1)
+        self._add_ours(headers)
         return headers
 
-    def _add_ours(self, headers: CIMultiDict[str], *, attempts: int) -> None:
-        """Who served it, and how long it took. A kept answer needed no attempt."""
+    def _add_ours(self, headers: CIMultiDict[str]) -> None:
+        """Who served it, after how many tries, and how long that took. A kept answer is no try."""
         record = self._record
         headers[RESOLVED] = self._target.label
-        headers[ATTEMPTS] = str(attempts)
+        headers[ATTEMPTS] = str(record.tries)
         headers[QUEUE_MS] = str(round(record.queue_s * 1000))
         headers[SWAP_MS] = str(round(record.swap_s * 1000))
         if record.cache:
             headers[CACHE] = record.cache
+        if VIA in self._call.request.headers:
+            headers[INSTANCE] = self._around.instance
 
     async def _relay(self, answer: ClientResponse, lease: Lease) -> web.StreamResponse:
         """Nothing was sent yet: status, headers and body of the engine as they are."""
@@ -262,7 +323,8 @@ class Exchange:
                 self._log_refusal(answer, body)
             elif self._ask.is_responses:
                 self._owners.note(body, self._target, self._call.identity.name)
-            self._note_whole(answer, body)
+            if self._question is not None:
+                Copy(self._question, answer).whole(body)
             return web.Response(status=answer.status, headers=headers, body=body)
         await self._client.begin(answer.status, headers, length)
         await self._pump(answer, lease)
@@ -276,43 +338,46 @@ class Exchange:
     async def _relay_after_commit(self, answer: ClientResponse, lease: Lease) -> web.StreamResponse:
         """The status is out as 200: what the engine answers goes on in the form that was begun."""
         client = self._client
-        kind = answer.content_type
         if not client.is_event_stream:
             return await self._relay_into_json(answer, lease)
         if answer.status >= 400:
             body = await self._read(answer, at_most=ERROR_BYTES)
             self._log_refusal(answer, body)
-            return await self._end_stream(engine_error_fields(answer.status, body))
-        if kind != EVENT_STREAM or _is_packed(answer):
-            raise UpstreamFailed(
-                self._target.engine,
-                f"{self._target.engine} answered with {'packed ' * _is_packed(answer)}{kind} "
-                "where a stream was asked for",
-            )
+            return await end_stream(client, self._ask, engine_error_fields(answer.status, body))
+        self._check_form(answer)
         await client.comment(f"served by {self._target.label}")
         client.resume()
         await self._pump(answer, lease)
         return await client.finish()
 
     async def _relay_into_json(self, answer: ClientResponse, lease: Lease) -> web.StreamResponse:
-        if answer.status >= 400 or answer.content_type != "application/json" or _is_packed(answer):
-            raise UpstreamFailed(
-                self._target.engine, f"{self._target.engine} answered {answer.status} after white space was sent"
-            )
+        self._check_form(answer)
         await self._pump(answer, lease)
         return await self._client.finish()
+
+    def _check_form(self, answer: ClientResponse) -> None:
+        """Once something was sent, only an answer in the form that was begun can follow. Raises UpstreamFailed."""
+        if not self._client.is_committed:
+            return
+        engine, kind = self._target.engine, answer.content_type
+        if self._client.is_event_stream:
+            if kind != EVENT_STREAM or is_packed(answer):
+                packed = "packed " * is_packed(answer)
+                raise UpstreamFailed(engine, f"{engine} answered with {packed}{kind} where a stream was asked for")
+        elif answer.status >= 400 or kind != "application/json" or is_packed(answer):
+            raise UpstreamFailed(engine, f"{engine} answered {answer.status} after white space was sent")
 
     async def _pump(self, answer: ClientResponse, lease: Lease) -> None:
         """Pass every piece on as it comes. Errors of reading are the engine's, errors of writing the client's."""
         client, monotonic = self._client, time.monotonic
         read, write = answer.content.readany, client.write
         try:
-            chunk = await read()
+            chunk = self._seen or await read()
         except (aiohttp.ClientError, ConnectionError) as error:
             raise await self._broken(error) from error
         self._first_byte()
         seen, is_looking = b"", self._ask.is_responses
-        copy = _Copy(self._question, answer) if self._question is not None else None
+        copy = Copy(self._question, answer) if self._question is not None else None
         while chunk:
             if copy is not None:
                 copy.add(chunk)
@@ -329,60 +394,59 @@ class Exchange:
                 raise await self._broken(error) from error
         if not _is_framed(answer):
             await asyncio.sleep(UNFRAMED_NOTICE_S)
-        elif copy is not None and copy.is_whole:
-            self._note_whole(answer, b"".join(copy.chunks))
+        elif copy is not None:
+            copy.whole()
 
     async def _read(self, answer: ClientResponse, *, at_most: int | None = None) -> bytes:
         """The whole body, or its beginning; what is beyond `at_most` is not waited for."""
         try:
             if at_most is None:
-                return await answer.read()
-            body = b""
+                return self._seen + await answer.read() if self._seen else await answer.read()
+            body = self._seen
             while len(body) < at_most and (chunk := await answer.content.read(at_most - len(body))):
                 body += chunk
             return body
         except (aiohttp.ClientError, ConnectionError) as error:
             raise await self._broken(error) from error
 
-    # --- the end that nobody wanted
 
-    async def _fail_in_band(self, error: RouterError) -> web.StreamResponse:
-        """The status is out. An event stream says what happened; anything else is cut, never ended tidily."""
-        self._record.status, self._record.error = error.status, error
-        if not self._client.is_event_stream:
-            raise error
-        identity = self._call.identity
-        fields = error_fields(error, is_admin=identity.is_admin, request_id=self._call.request_id)
-        return await self._end_stream(fields)
-
-    async def _end_stream(self, fields: dict[str, object]) -> web.StreamResponse:
-        await self._client.write_last(error_frame(fields, is_responses=self._ask.is_responses))
-        return await self._client.finish()
+def weigh(verdict: Call, failure: Failure | None, cause: BaseException | None = None) -> None:
+    """Tell health what came of a call."""
+    if failure is None or failure.weight == "none":
+        verdict.dropped()
+    elif failure.weight == "failed":
+        verdict.failed(failure.reason, cause)
+    else:
+        is_ours = failure.reason == walk.KEY_REFUSED
+        verdict.cool_down(failure.cool_down_s, failure.reason, needs_operator=is_ours)
 
 
-class _Copy:
-    """What is passed on, once more, as long as it may be kept."""
-
-    __slots__ = ("_left", "chunks", "is_whole")
-
-    def __init__(self, question: Question, answer: ClientResponse) -> None:
-        self._left = question.max_answer_bytes
-        self.is_whole = _may_be_kept(answer)
-        self.chunks: list[bytes] = []
-
-    def add(self, chunk: bytes) -> None:
-        self._left -= len(chunk)
-        self.is_whole = self.is_whole and self._left >= 0
-        if self.is_whole:
-            self.chunks.append(chunk)
-        else:
-            self.chunks.clear()
+def waiting_client(around: Surroundings, call: EdgeCall, ask: Ask, progress: Callable[[], str]) -> Downstream:
+    """The client's side of a request, before anything was sent."""
+    mode = around.keepalive.mode(
+        is_stream=ask.wants_stream, may_pad=ask.answers_json, asked=call.request.headers.get(KEEPALIVE)
+    )
+    return Downstream(call.request, around.keepalive, mode, progress, around.tasks)
 
 
-def _may_be_kept(answer: ClientResponse) -> bool:
-    """Whether the engine's headers let its answer be given to somebody else later."""
-    said = ",".join(answer.headers.getall(hdrs.CACHE_CONTROL, ())).lower()
-    return answer.status == 200 and not _is_packed(answer) and "no-store" not in said
+async def fail(client: Downstream, call: EdgeCall, ask: Ask, record: Record, error: RouterError) -> web.StreamResponse:
+    """The end that nobody wanted: as an HTTP error while that can be, then in-band.
+
+    An event stream says what happened; anything else that has begun is cut, never ended tidily.
+    """
+    await client.pause()
+    if not client.is_committed:
+        raise error
+    record.status, record.error = error.status, error
+    if not client.is_event_stream:
+        raise error
+    fields = error_fields(error, is_admin=call.identity.is_admin, request_id=call.request_id)
+    return await end_stream(client, ask, fields)
+
+
+async def end_stream(client: Downstream, ask: Ask, fields: dict[str, object]) -> web.StreamResponse:
+    await client.write_last(error_frame(fields, is_responses=ask.is_responses))
+    return await client.finish()
 
 
 def _is_framed(answer: ClientResponse) -> bool:
@@ -391,6 +455,6 @@ def _is_framed(answer: ClientResponse) -> bool:
     return hdrs.CONTENT_LENGTH in headers or headers.get(hdrs.TRANSFER_ENCODING, "").lower() == "chunked"
 
 
-def _is_packed(answer: ClientResponse) -> bool:
+def is_packed(answer: ClientResponse) -> bool:
     """Whether its bytes mean nothing without a Content-Encoding, which is too late to send."""
     return answer.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() not in ("", "identity")

@@ -7,8 +7,10 @@ from types import TracebackType
 
 from aiohttp import web
 
-from enginerouter.errors import RouterError
-from enginerouter.routing.directory import Target
+from enginerouter.errors import LoopDetected, RouterError
+from enginerouter.proxy.headers import VIA
+from enginerouter.routing import walk
+from enginerouter.routing.target import Chain, Route
 from enginerouter.slots import SlotId
 from enginerouter.swap.phases import Phase
 from enginerouter.web.ask import Ask, understand
@@ -16,6 +18,7 @@ from enginerouter.web.edge import EdgeCall
 from enginerouter.web.exchange import Exchange, Surroundings
 from enginerouter.web.naming import Naming
 from enginerouter.web.telemetry import CLIENT_LEFT, Record, Telemetry
+from enginerouter.web.walking import Walking
 
 
 class Inference:
@@ -31,15 +34,27 @@ class Inference:
             body = await call.read_body()
             ask = await understand(call.raw_path, body)
             record.asked = ask.model or ""
-            target = await self._target(call, ask)
-            record.name(target)
-            return await Exchange(self._around, call, ask, target, record).run()
+            if (via := call.request.headers.get(VIA)) is not None:
+                self._refuse_loop(via)
+            route = await self._route(call, ask)
+            if isinstance(route, Chain):
+                record.asked = route.asked
+                return await Walking(self._around, call, ask, route, record).run()
+            record.name(route)
+            if route.asked != route.model_id and route.is_declared:
+                self._around.telemetry.resolved(route)
+            return await Exchange(self._around, call, ask, route, record).run()
 
-    async def _target(self, call: EdgeCall, ask: Ask) -> Target:
+    def _refuse_loop(self, via: str) -> None:
+        own = self._around.instance
+        if (why := walk.loop_of(walk.instances(via), own)) is not None:
+            raise LoopDetected(why, instance=own)
+
+    async def _route(self, call: EdgeCall, ask: Ask) -> Route:
         before = ask.previous_response_id
         if before is not None and (owned := self._around.owners.known(before, call.identity.name)) is not None:
             return owned
-        return await self._naming.target(ask.model, call.identity, self._resident)
+        return await self._naming.route(ask.model, call.identity, self._resident)
 
     def _resident(self) -> SlotId | None:
         ready = [s for s in self._around.coordinator.slots.values() if s.phase is Phase.READY]
