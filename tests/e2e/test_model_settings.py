@@ -160,6 +160,19 @@ async def test_explain_tells_of_every_target_of_a_chain(make_router: MakeRouter)
     )
 
 
+async def test_explain_tells_which_targets_a_chain_would_pass_over(make_router: MakeRouter) -> None:
+    router = await make_router({"a": {"holds_memory": False}, "b": {}}, aliases={"any": {"chain": ("a", "b")}})
+    router.engines["a"].server.script = ok(b'{"error": {"message": "no"}}', status=500)
+    for _ in range(2):
+        await router.ask(chat("any"))
+    said = await explain(router, chat("any"))
+    assert [t["passed_over"] for t in said["targets"]] == ["circuit_open", None]
+    assert said["served_by"] == "b/b"
+    assert (await explain(router, chat("a")))["served_by"] == "a/a"  # named itself, it is asked all the same
+    vectors = await explain(router, b'{"model": "any", "input": "x"}', "?path=/v1/embeddings")
+    assert vectors["targets"][1]["passed_over"] == "other_vectors"
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"model": 1}', b'{"messages": []}'])
 async def test_what_is_no_request_cannot_be_explained(make_router: MakeRouter, body: bytes) -> None:
     router = await make_router()

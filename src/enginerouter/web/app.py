@@ -277,7 +277,7 @@ class Router:
             ("POST", "/admin/swap", control.swap, "admin"),
             ("POST", "/admin/unload", control.unload, "admin"),
             ("POST", "/admin/reset", control.reset, "admin"),
-            ("POST", "/admin/explain", Explain(naming, params, self.coordinator).explain, "key"),
+            ("POST", "/admin/explain", Explain(naming, params, self.coordinator, self.health).explain, "key"),
             ("GET", "/models/available", control.models_available, "key"),
             ("GET", "/models/status", control.models_status, "key"),
             ("POST", "/models/switch", control.models_switch, "admin"),

@@ -12,8 +12,9 @@ from aiohttp import web
 
 from enginerouter.dialects.params import changed, told
 from enginerouter.errors import BadRequest, RouterError
-from enginerouter.routing.target import Target
-from enginerouter.routing.walk import FENCED, UNCONFIGURED
+from enginerouter.routing import walk
+from enginerouter.routing.health import Health
+from enginerouter.routing.target import Route, Target
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.phases import Phase
 from enginerouter.web.catalog import json_answer
@@ -29,10 +30,11 @@ ANOTHER = "another"
 
 
 class Explain:
-    def __init__(self, naming: Naming, params: ModelParams, coordinator: Coordinator) -> None:
+    def __init__(self, naming: Naming, params: ModelParams, coordinator: Coordinator, health: Health) -> None:
         self._naming = naming
         self._params = params
         self._coordinator = coordinator
+        self._health = health
 
     async def explain(self, call: EdgeCall) -> web.StreamResponse:
         body = await call.read_body()
@@ -42,7 +44,7 @@ class Explain:
         path = dict(parse_qsl(call.raw_query)).get("path", CHAT)
         route = await self._naming.route(model_of(asked), call.identity)
         targets = (route,) if isinstance(route, Target) else route.targets
-        told_of = [self._target(target, call.identity, path, asked) for target in targets]
+        told_of = [self._target(target, route, call.identity, path, asked) for target in targets]
         return json_answer(
             {
                 "asked": route.asked,
@@ -53,18 +55,39 @@ class Explain:
             }
         )
 
-    def _target(self, target: Target, identity: Identity, path: str, asked: dict[str, Any]) -> dict[str, Any]:
+    def _target(
+        self, target: Target, route: Route, identity: Identity, path: str, asked: dict[str, Any]
+    ) -> dict[str, Any]:
         """What would become of the request at one target, were it the first."""
-        if self._naming.is_fenced(target, identity):
-            return {"target": target.label if identity.is_admin else None, "passed_over": FENCED, "refused": None}
+        passed_over = self._passed_over(target, route, identity, path)
+        if passed_over == walk.FENCED:
+            return {"target": target.label if identity.is_admin else None, "passed_over": passed_over, "refused": None}
         _, changes = changed(path, asked, self._params.of(target), target.upstream_model)
         return {
             "target": target.label,
             "model": target.upstream_model,
-            "passed_over": UNCONFIGURED if self._naming.is_unconfigured(target) else None,
+            "passed_over": passed_over,
             **self._wait(target, identity),
             "changes": told(changes),
         }
+
+    def _passed_over(self, target: Target, route: Route, identity: Identity, path: str) -> str | None:
+        """Why a chain would not ask this target now. One that is named itself is asked in any case."""
+        if isinstance(route, Target):
+            return None
+        reason = walk.pass_over(
+            target,
+            route,
+            path=path,
+            is_fenced=self._naming.is_fenced(target, identity),
+            is_unconfigured=self._naming.is_unconfigured(target),
+            instance=None,
+            via=(),
+        )
+        circuit = self._health.state(target.engine, target.model_id)
+        if not reason and circuit.retry_after_s:
+            reason = circuit.reason if circuit.state == "cooling" else walk.CIRCUIT_OPEN
+        return reason or None
 
     def _wait(self, target: Target, identity: Identity) -> dict[str, Any]:
         """What stands between the request and its engine now."""
