@@ -332,11 +332,11 @@ class Coordinator:
     def unload(self, slot_id: SlotId) -> bool:
         """Free a slot when its last lease ends; False where nothing of it is in memory. Never swaps."""
         slot = self._slots[slot_id]
+        slot.wished_until = 0.0
         if slot.phase is Phase.COLD:
             return False
         slot.is_unload_wanted = True
         slot.wish = ""
-        slot.wished_until = 0.0
         self._dispatch(self._lane_of[slot_id])
         return True
 
