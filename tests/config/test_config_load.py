@@ -266,12 +266,11 @@ def test_an_open_host_without_keys_is_warned_of() -> None:
 
 def test_what_is_not_served_yet_is_warned_of_once_for_each_feature() -> None:
     text = (
-        f"{ENGINE}models: [{{id: m, engine: a, set_params: {{a: 1}}}}, {{id: n, engine: a, set_params: {{a: 1}}}}]\n"
-        "discover: {enabled: true}\n"
+        "engines: {a: {type: ollama, systemd_unit: x}, b: {type: ollama, systemd_unit: x}}\ndiscover: {enabled: true}"
     )
     warnings = [str(w) for w in loaded(text).warnings if "not served" in w.message]
     assert len(warnings) == 2
-    assert any("'set_params'" in w and "(also models[1].set_params)" in w for w in warnings)
+    assert any("'systemd_unit'" in w and "(also engines.b.systemd_unit)" in w for w in warnings)
 
 
 def test_engines_on_different_cards_are_warned_of() -> None:

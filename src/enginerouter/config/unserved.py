@@ -16,14 +16,8 @@ from enginerouter.config.report import At, Report, dotted
 
 UNSERVED: Final = (
     "engines.*.systemd_unit",
-    "models.*.disable_thinking_below_max_tokens",
-    "models.*.set_params",
-    "models.*.default_params",
-    "models.*.strip_params",
-    "aliases.*.chain",
     "discover",
     "health",
-    "cache",
 )
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import errno
 import logging
 import os
+import secrets
 import socket
 import ssl
 from collections.abc import Iterable, Mapping
@@ -32,7 +33,9 @@ from enginerouter.errors import AlreadyRunning, CannotListen, ConfigError, Probl
 from enginerouter.metrics import Registry
 from enginerouter.proxy.downstream import KeepAlive, Mode
 from enginerouter.proxy.upstream import Upstream
+from enginerouter.routing import walk
 from enginerouter.routing.directory import Directory, models_of
+from enginerouter.routing.health import Health
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
 from enginerouter.swap.coordinator import Coordinator
@@ -40,13 +43,17 @@ from enginerouter.swap.memory import MemorySource
 from enginerouter.swap.phases import Phase
 from enginerouter.swap.pick import Picked
 from enginerouter.tasks import TaskGroup
+from enginerouter.web.answers import KeptAnswers, open_cache
 from enginerouter.web.body import BufferBudget
 from enginerouter.web.catalog import Catalog
 from enginerouter.web.control import Control
 from enginerouter.web.edge import Edge, edge_rules
+from enginerouter.web.exchange import Surroundings
+from enginerouter.web.explain import Explain
 from enginerouter.web.inference import Inference
 from enginerouter.web.listener import GuardedServer, listen
 from enginerouter.web.naming import Naming
+from enginerouter.web.params import ModelParams
 from enginerouter.web.responses import ResponseOwners
 from enginerouter.web.routes import Access, Route, RouteHandler, Routes
 from enginerouter.web.slots_of import LEARNED, read_learned, rules_of, slot_specs, undeclared_spec
@@ -93,6 +100,9 @@ class Router:
         self.memory = memory if memory is not None else Picked(config.memory_source)
         self.telemetry = Telemetry(self.registry)
         self.state = StateFile(config.base_dir / config.state_file)
+        # Which router this is among others. Of this process alone: two boxes may keep their state in the same place.
+        self.instance = secrets.token_hex(8)
+        self.health = Health(config.health)
         self._tasks = TaskGroup()
         self._slot_directory = SlotDirectory(self.state.router_id)
         self.engines = (
@@ -122,6 +132,7 @@ class Router:
         self._naming.attach(self._discovery)
         self._addresses: dict[SlotId, str] = {}
         self._upstreams: dict[str, Upstream] = {}
+        self.cache = open_cache(config.cache, self._tasks)
         self._runner: web.ServerRunner | None = None
         self.port = 0
 
@@ -132,6 +143,8 @@ class Router:
         self._upstreams = {name: self._upstream(self.config.engines[name]) for name in self.engines}
         self.telemetry.watch(self.coordinator)
         self.telemetry.watch_memory(self.memory)
+        if self.cache is not None:
+            self.telemetry.watch_cache(self.cache)
         self.telemetry.listeners.append(self._slot_moved)
         budget = BufferBudget(self.config.max_buffered_mib * MIB)
         edge = Edge(edge_rules(self.config, Routes(self._routes())), budget)
@@ -185,6 +198,8 @@ class Router:
         for upstream in self._upstreams.values():
             await upstream.close()
         await self._tasks.close()
+        if self.cache is not None:
+            await self.cache.close()
         for engine in self.engines.values():
             await engine.close()
         await self.memory.close()
@@ -217,6 +232,7 @@ class Router:
             headers=headers,
             connect_timeout_s=self.config.upstream_connect_timeout_s,
             tasks=self._tasks,
+            is_server=settings.type in ("remote", "ollama", "api_swap"),
         )
 
     def _slot_moved(self, slot: SlotId, phase: Phase) -> None:
@@ -237,18 +253,25 @@ class Router:
     def _routes(self) -> Iterable[Route]:
         config = self.config
         naming = self._naming
-        inference = Inference(
-            naming,
+        params = ModelParams(config)
+        around = Surroundings(
+            self.instance,
             self.coordinator,
+            naming,
+            self.health,
+            walk.CoolDowns(config.health.rate_limit_cooldown_s, config.health.credit_cooldown_s),
             self._upstreams,
             self._addresses,
             _keepalive(config),
             self.telemetry,
             ResponseOwners(),
+            params,
+            KeptAnswers(self.cache, config, params),
             self._tasks,
         )
+        inference = Inference(naming, around)
         catalog = Catalog(naming, self.coordinator)
-        control = Control(naming, self.coordinator, self.telemetry, self.registry, self.memory, self._tasks)
+        control = Control(naming, self.coordinator, self.telemetry, self.registry, self.memory, self._tasks, self.cache)
         page = StatusPage()
         watching = Watching(self.telemetry.hub, naming, control.snapshot, log_files(config))
         for path in INFERENCE_PATHS:
@@ -273,6 +296,7 @@ class Router:
             ("POST", "/admin/swap", control.swap, "admin"),
             ("POST", "/admin/unload", control.unload, "admin"),
             ("POST", "/admin/reset", control.reset, "admin"),
+            ("POST", "/admin/explain", Explain(naming, params, self.coordinator, self.health).explain, "key"),
             ("GET", "/models/available", control.models_available, "key"),
             ("GET", "/models/status", control.models_status, "key"),
             ("POST", "/models/switch", control.models_switch, "admin"),

@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 
 from enginerouter import __version__
+from enginerouter.cache.answers import AnswerCache
 from enginerouter.errors import BadRequest, NotFound, RouterError, printable
 from enginerouter.metrics import Registry
 from enginerouter.slots import SlotId
@@ -56,6 +57,7 @@ class Control:
         registry: Registry,
         memory: MemorySource,
         tasks: TaskGroup,
+        cache: AnswerCache | None = None,
     ) -> None:
         self._naming = naming
         self._coordinator = coordinator
@@ -63,6 +65,7 @@ class Control:
         self._registry = registry
         self._memory = memory
         self._tasks = tasks
+        self._cache = cache
         self._began_at = time.monotonic()
 
     async def health(self, call: EdgeCall) -> web.StreamResponse:
@@ -91,6 +94,7 @@ class Control:
             "uptime_s": round(now - self._began_at, 1),
             "memory": _memory_status(self._memory),
             "hold": _hold_status(coordinator.current_hold, now),
+            "cache": _cache_status(self._cache),
             "queued": coordinator.queued,
             "swaps": [_swap_status(s, now, shown) for s in swaps if _is_shown(s, shown)],
             "slots": [self._slot_status(s, now, identity) for s in slots],
@@ -275,6 +279,13 @@ class Control:
             return (ready or slots)[0]
         names = ", ".join(str(s.model) for s in slots)
         raise BadRequest(f'engine {slots[0].engine!r} has several models: say {{"model": …}} with one of {names}')
+
+
+def _cache_status(cache: AnswerCache | None) -> dict[str, Any] | None:
+    if cache is None:
+        return None
+    counts = {"hits": cache.hits, "misses": cache.misses, "hit_bytes": cache.hit_bytes}
+    return {**dataclasses.asdict(cache.state()), **counts}
 
 
 def _owner(said: Any) -> str:
