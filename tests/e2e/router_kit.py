@@ -20,7 +20,7 @@ from engine_server import FakeEngineServer
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 from enginerouter.config.engines import GenericProcess
-from enginerouter.config.model import Alias, Config, Model
+from enginerouter.config.model import Alias, Config, Health, Model
 from enginerouter.engines.base import OnExit
 from enginerouter.errors import EngineCrashed, RouterError
 from enginerouter.slots import SlotId
@@ -394,6 +394,8 @@ FAST: dict[str, Any] = {
     "drain_timeout_s": 5.0,
     "shutdown_timeout_s": 0.5,
     "memory_source": "none",
+    # Engines hear of a test what the test sends; those of probes switch them on.
+    "health": Health(enabled=False),
 }
 
 MakeRouter = Callable[..., Awaitable[RouterUnderTest]]

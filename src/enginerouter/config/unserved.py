@@ -22,7 +22,6 @@ UNSERVED: Final = (
     "models.*.strip_params",
     "aliases.*.chain",
     "discover",
-    "health",
     "cache",
 )
 

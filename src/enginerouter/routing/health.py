@@ -236,16 +236,19 @@ class Health:
                 done.append(key)
         return done
 
-    def forget(self, engine: str, *, models: bool = True) -> None:
-        """The engine is another one now (a reload), or – without `models` – is not probed any more.
+    def forget(self, engine: str, why: str = "its engine has changed", *, models: bool = True) -> None:
+        """The engine is another one now (a reload), or – without `models` – its server was stopped.
 
         What was seen of it goes, and calls under way say nothing of the new one.
         """
-        for key in [k for k in self._watched if k[0] == engine and (models or k[1] is None)]:
-            watched = self._watched.pop(key)
-            if watched.breaker.open_until is not None:
-                self._tell(Transition(engine, watched.model, "closed", "it is not watched any more"))
+        keys: list[Key] = [k for k in self._watched if k[0] == engine] if models else [(engine, None)]
+        for key in keys:
+            watched = self._watched.pop(key, None)
+            if watched is None:
+                continue
             watched.is_forgotten = True
+            if watched.breaker.open_until is not None:
+                self._tell(Transition(engine, watched.model, "closed", why))
 
     # --- for calls
 

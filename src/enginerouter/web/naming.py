@@ -77,6 +77,14 @@ class Naming:
         said_remote = self._said_remote.get(target.engine, ())
         return target.engine in self._remote or fences.is_cloud_model(settings, target.upstream_model, said_remote)
 
+    def is_beyond_fence(self, engine: str, model: str | None, identity: Identity) -> bool:
+        """Whether an engine, or a model by its engine's name, is another machine's and this key may not go there."""
+        if identity.may_use_remote:
+            return False
+        said_remote = self._said_remote.get(engine, ())
+        is_cloud = model is not None and fences.is_cloud_model(self._engines[engine], model, said_remote)
+        return engine in self._remote or is_cloud
+
     # --- catalogues
 
     async def listed(self, identity: Identity) -> list[Listed]:
