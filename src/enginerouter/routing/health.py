@@ -230,10 +230,12 @@ class Health:
         """
         done = []
         for key, watched in self._watched.items():
-            is_meant = engine in (None, key[0]) and (model is None or key[1] in (None, model))
-            if is_meant and (watched.breaker.open_until is not None or watched.breaker.failures):
-                self.become(watched, breaker.closed(watched.breaker), "reset by an operator")
+            if engine not in (None, key[0]) or (model is not None and key[1] not in (None, model)):
+                continue
+            if watched.breaker.open_until is not None or watched.breaker.failures:
                 done.append(key)
+            # Also where nothing is open: what was under way says nothing of the time after.
+            self.become(watched, breaker.closed(watched.breaker), "reset by an operator")
         return done
 
     def forget(self, engine: str, why: str = "its engine has changed", *, models: bool = True) -> None:
