@@ -97,6 +97,8 @@ class FakeEngine:
         self.held: int | None = None
         # Whether its memory comes back at once when it stops.
         self.gives_back = True
+        # Whether its server still listens when it was stopped, as one that sleeps does.
+        self.sleeps = False
         self._memory = memory
         self._on_exit: OnExit | None = None
 
@@ -134,7 +136,8 @@ class FakeEngine:
 
     async def _end(self, *, resets: bool = False) -> None:
         self.is_running = False
-        await self.server.stop(resets=resets)
+        if not self.sleeps:
+            await self.server.stop(resets=resets)
 
     async def crash(self, message: str = "", *, resets: bool = False, noticed_after_s: float = 0.0) -> None:
         """The process dies: its connections break, and a moment later the watcher says so."""
