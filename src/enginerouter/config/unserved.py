@@ -20,7 +20,6 @@ UNSERVED: Final = (
     "models.*.set_params",
     "models.*.default_params",
     "models.*.strip_params",
-    "aliases.*.chain",
     "discover",
     "cache",
 )

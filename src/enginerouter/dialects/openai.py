@@ -18,6 +18,7 @@ def error_fields(error: RouterError, *, is_admin: bool, request_id: str) -> dict
         "param": None,
         "code": error.code,
         "request_id": request_id,
+        **error.more_fields(),
     }
     if is_admin and error.admin_detail:
         fields["detail"] = error.admin_detail

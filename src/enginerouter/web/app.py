@@ -10,6 +10,7 @@ import dataclasses
 import errno
 import logging
 import os
+import secrets
 import ssl
 from collections.abc import Iterable, Mapping
 
@@ -28,6 +29,7 @@ from enginerouter.errors import AlreadyRunning, CannotListen, ConfigError, Probl
 from enginerouter.metrics import Registry
 from enginerouter.proxy.downstream import KeepAlive, Mode
 from enginerouter.proxy.upstream import Upstream
+from enginerouter.routing import walk
 from enginerouter.routing.directory import Directory, models_of
 from enginerouter.routing.health import Health
 from enginerouter.slots import SlotId
@@ -41,6 +43,7 @@ from enginerouter.web.body import BufferBudget
 from enginerouter.web.catalog import Catalog
 from enginerouter.web.control import Control
 from enginerouter.web.edge import Edge, edge_rules
+from enginerouter.web.exchange import Surroundings
 from enginerouter.web.health import HealthView
 from enginerouter.web.inference import Inference
 from enginerouter.web.listener import GuardedServer, listen
@@ -85,6 +88,9 @@ class Router:
         self.memory = memory if memory is not None else Picked(config.memory_source)
         self.telemetry = Telemetry(self.registry)
         self.state = StateFile(config.base_dir / config.state_file)
+        # Which router this is among others. Of this process alone: two boxes may keep their state in the same place.
+        self.instance = secrets.token_hex(8)
+        self.health = Health(config.health)
         self._tasks = TaskGroup()
         self._slot_directory = SlotDirectory(self.state.router_id)
         self.engines = (
@@ -112,7 +118,6 @@ class Router:
         self._naming = Naming(Directory(config), self.coordinator, config.engines)
         self._discovery = Discovery(self._sources(), self._naming.listed_by)
         self._naming.attach(self._discovery)
-        self.health = Health(config.health)
         self._prober = BackgroundProber(config.health, config.engines, self.engines, self.coordinator, self.health)
         self._addresses: dict[SlotId, str] = {}
         self._upstreams: dict[str, Upstream] = {}
@@ -212,6 +217,7 @@ class Router:
             headers=headers,
             connect_timeout_s=self.config.upstream_connect_timeout_s,
             tasks=self._tasks,
+            is_server=settings.type in ("remote", "ollama", "api_swap"),
         )
 
     def _slot_moved(self, slot: SlotId, phase: Phase) -> None:
@@ -232,9 +238,12 @@ class Router:
     def _routes(self) -> Iterable[Route]:
         config = self.config
         naming = self._naming
-        inference = Inference(
-            naming,
+        around = Surroundings(
+            self.instance,
             self.coordinator,
+            naming,
+            self.health,
+            walk.CoolDowns(config.health.rate_limit_cooldown_s, config.health.credit_cooldown_s),
             self._upstreams,
             self._addresses,
             _keepalive(config),
@@ -242,6 +251,7 @@ class Router:
             ResponseOwners(),
             self._tasks,
         )
+        inference = Inference(naming, around)
         catalog = Catalog(naming, self.coordinator)
         engines = {name: config.engines[name] for name in self.engines}
         view = HealthView(engines, naming, self.coordinator, self.health, self._prober, self.registry)

@@ -1,4 +1,4 @@
-"""What a request asks for: its model, whether it wants a stream, and its body as it will be sent on.
+"""What a request asks for: its model, whether it wants a stream, and its body under the name an engine knows.
 
 The bytes stay what they were; where the engine knows the model by another name, only that name is replaced.
 """
@@ -10,6 +10,7 @@ import re
 from typing import IO, Any
 
 from enginerouter.errors import BadRequest
+from enginerouter.routing.walk import is_repeatable
 from enginerouter.web.body import Body
 from enginerouter.web.json_body import THREAD_BYTES, json_object, model_of, parse_json_object
 from enginerouter.web.multipart import form_field, replace_form_field
@@ -23,7 +24,7 @@ _FIRST_MEMBER = re.compile(rb'\s*\{\s*"model"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
 class Ask:
-    """One request's wishes. `body` is what goes upstream: bytes, or a temporary file at its start."""
+    """One request's wishes. `body` is what the client sent: bytes, or a temporary file at its start."""
 
     __slots__ = ("_form", "_parsed", "_path", "body", "model", "wants_stream")
 
@@ -40,6 +41,11 @@ class Ask:
         return self._path.startswith(RESPONSES)
 
     @property
+    def is_repeatable(self) -> bool:
+        """Whether it may be asked of a second engine after the first may have begun."""
+        return is_repeatable(self._path, self._parsed)
+
+    @property
     def answers_json(self) -> bool:
         """Whether white space may come before the answer: audio is no JSON."""
         return not self._path.startswith("/v1/audio/")
@@ -51,12 +57,13 @@ class Ask:
         given = self._parsed.get("previous_response_id")
         return given if isinstance(given, str) else None
 
-    async def rename(self, model: str) -> None:
-        """Name the model as the engine knows it."""
+    async def body_for(self, model: str) -> bytes | IO[bytes]:
+        """The body that names the model as an engine knows it. What the client sent stays: the next may need it."""
+        if model == self.model:
+            return self.body
         if self._form is not None:
-            self.body = await replace_form_field(self._form, "model", model)
-        elif isinstance(self.body, bytes):
-            self.body = _renamed(self.body, self._parsed, model)
+            return await replace_form_field(self._form, "model", model)
+        return _renamed(self.body, self._parsed, model) if isinstance(self.body, bytes) else self.body
 
     def release(self) -> None:
         """The request has gone to the engine: let its memory go, too."""

@@ -19,6 +19,7 @@ from enginerouter import __version__
 from enginerouter.errors import BadRequest, NotFound, RouterError, printable
 from enginerouter.metrics import Registry
 from enginerouter.routing.health import Health
+from enginerouter.routing.target import Target
 from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.hold import Hold, HoldDrain, HoldMode
@@ -178,15 +179,22 @@ class Control:
         """Close the start circuit and the health circuits of what is named, or of everything."""
         asked = await _asked(call)
         slots = await self._named(asked, call.identity) if asked else list(self._coordinator.slots)
-        engine, model = asked.get("engine"), asked.get("model")
-        if model is not None:
-            target = await self._naming.target(model, call.identity)
-            engine, model = target.engine, target.model_id
+        if "model" in asked:
+            targets = await self._targets(asked["model"], asked.get("engine"), call.identity)
+            slots = list(dict.fromkeys(t.slot for t in targets))
+            closed = [key for t in targets for key in self._health.reset(t.engine, t.model_id)]
+        else:
+            closed = self._health.reset(asked.get("engine"))
         for slot in slots:
             self._coordinator.reset(slot)
-        closed = self._health.reset(engine, model)
         circuits = [engine if model is None else f"{engine}/{model}" for engine, model in closed]
         return json_answer({"reset": [str(s) for s in slots], "circuits": circuits})
+
+    async def _targets(self, model: str, engine: str | None, identity: Identity) -> list[Target]:
+        """What a name leads to; of a chain all its targets, or those of one engine."""
+        route = await self._naming.route(model, identity)
+        targets = [route] if isinstance(route, Target) else route.targets
+        return [t for t in targets if engine in (None, t.engine) and not self._naming.is_fenced(t, identity)]
 
     # --- the routes of the sidecar that profiles come from
 

@@ -24,7 +24,7 @@ from enginerouter.swap.phases import Phase
 from enginerouter.web.catalog import json_answer
 from enginerouter.web.edge import EdgeCall
 from enginerouter.web.keys import Identity
-from enginerouter.web.naming import Naming
+from enginerouter.web.naming import Naming, anything
 from enginerouter.web.prober import BackgroundProber
 
 Standing = Literal["healthy", "degraded", "unhealthy", "unconfigured"]
@@ -95,7 +95,8 @@ class HealthView:
 
     def _engine(self, name: str, known: Mapping[str | None, Circuit], identity: Identity, now: float) -> dict[str, Any]:
         circuits = self._with_declared(name, known)
-        shown = {m: c for m, c in circuits.items() if m is None or self._may_see_model(name, m, identity)}
+        may_know = self._naming.may_know_model
+        shown = {m: c for m, c in circuits.items() if m is None or may_know(name, m, identity)}
         worst = max(shown.values(), key=lambda c: (c.state != "closed", c.failures), default=Circuit())
         standing, seen = self._standing(name, known), self._prober.seen.get(name)
         waits = [c.retry_after_s for c in shown.values() if c.retry_after_s is not None]
@@ -114,7 +115,7 @@ class HealthView:
 
     def _with_declared(self, name: str, known: Mapping[str | None, Circuit]) -> dict[str | None, Circuit]:
         """What is known, and the models of the configuration of which nothing is."""
-        declared = (m for s in self._slots(name) for m in self._naming.directory.models_of(s.id, _anything))
+        declared = (m for s in self._slots(name) for m in self._naming.directory.models_of(s.id, anything))
         return {**{m: Circuit() for m in declared}, **known}
 
     def _standing(self, name: str, known: Mapping[str | None, Circuit]) -> Standing:
@@ -137,17 +138,12 @@ class HealthView:
     # --- who may know
 
     def _may_see(self, name: str, identity: Identity) -> bool:
-        if self._naming.is_beyond_fence(name, None, identity):
+        if not self._naming.may_know_engine(name, identity):
             return False
         return identity.is_admin or any(self._may_use(s.id, identity) for s in self._slots(name))
 
     def _may_use(self, slot: SlotId, identity: Identity) -> bool:
         return self._naming.directory.may_use(slot, identity.may_name)
-
-    def _may_see_model(self, engine: str, model: str, identity: Identity) -> bool:
-        if self._naming.is_beyond_fence(engine, model, identity):
-            return False
-        return identity.is_admin or identity.may_name(model) or identity.may_name(f"{engine}/{model}")
 
     # --- metrics
 
@@ -158,10 +154,6 @@ class HealthView:
 
     def _count(self, moved: Transition) -> None:
         self._moves.inc((moved.engine, moved.after))
-
-
-def _anything(_name: str) -> bool:
-    return True
 
 
 def _unix(at: float, now: float) -> float:

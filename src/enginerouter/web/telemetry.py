@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from enginerouter.errors import RouterError, printable
 from enginerouter.metrics import Labels, Registry
-from enginerouter.routing.directory import Target
+from enginerouter.routing.target import Target
 from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.memory import MemorySource
@@ -22,6 +22,8 @@ from enginerouter.web.logs import RequestLine
 log = logging.getLogger("enginerouter.requests")
 
 OTHER = "other"
+# The target of a request that no target of its chain could answer.
+NOBODY = "none"
 CLIENT_LEFT = 499
 SWAP_S = (0.5, 1, 2, 5, 10, 20, 30, 45, 60, 90, 120, 180, 240, 300)
 SETTLE_S = (0.05, 0.25, 0.5, 1, 2, 3, 5, 8, 12, 16, 20, 25)
@@ -48,6 +50,7 @@ class Record:
         "request_id",
         "status",
         "swap_s",
+        "tries",
     )
 
     def __init__(self, dialect: str, request_id: str, began_at: float) -> None:
@@ -63,6 +66,8 @@ class Record:
         self.swap_s = 0.0
         self.first_byte_at: float | None = None
         self.keepalives = 0
+        # Targets that were tried, the one that answers among them.
+        self.tries = 1
         self.error: RouterError | None = None
 
     def name(self, target: Target) -> None:
@@ -96,6 +101,12 @@ class Telemetry:
             "time_to_first_byte_seconds", "From the request to the first byte of its answer.", REQUEST_S
         )
         self._total_s = registry.histogram("request_duration_seconds", "Whole requests.", REQUEST_S)
+        self._resolved = registry.counter("alias_resolved_total", "Answers by alias and target.", ("alias", "target"))
+        self._fallbacks = registry.counter(
+            "fallback_total",
+            "Targets of chains that did not answer, the one asked after them, and why.",
+            ("from_model", "to_model", "reason"),
+        )
         self._frames = registry.counter("keepalive_frames_total", "Keep-alive frames sent to waiting clients.")
 
     def watch(self, coordinator: Coordinator) -> None:
@@ -164,6 +175,14 @@ class Telemetry:
 
     # --- requests
 
+    def resolved(self, target: Target) -> None:
+        """An alias led to a target."""
+        self._resolved.inc((target.asked, _label(target)))
+
+    def fell_back(self, from_target: Target, to: Target | None, reason: str) -> None:
+        """A chain went past a target; `to` None: nothing was left."""
+        self._fallbacks.inc((_label(from_target), _label(to) if to is not None else NOBODY, reason))
+
     def ended(self, record: Record) -> None:
         """Count a request and write its line."""
         now = time.monotonic()
@@ -202,3 +221,8 @@ class Telemetry:
                 f" ({error.code}: {error.message})" if error is not None else "",
             )
         )
+
+
+def _label(target: Target) -> str:
+    """`engine/model`, without what only a client has named."""
+    return target.label if target.is_declared else f"{target.engine}/{OTHER}"
