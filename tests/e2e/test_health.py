@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from engine_server import FakeEngineServer, Script
+from engine_server import FakeEngineServer, Script, usual
 from http_servers import Provider, say
 from router_kit import MakeRouter, RouterUnderTest, chat
 
@@ -29,6 +29,7 @@ class Probed(Provider):
     def __init__(self) -> None:
         super().__init__()
         self.probes = 0
+        self.chats = 0
         self.probe_status = 200
 
     def _answer(self, received: Any) -> Script:
@@ -37,6 +38,7 @@ class Probed(Provider):
             if self.probe_status == 0:
                 return [asyncio.Event()]
             return say({"data": []}, self.probe_status)
+        self.chats += 1
         return super()._answer(received)
 
     async def probed(self, rounds: int = 3) -> None:
@@ -276,6 +278,92 @@ async def test_probes_can_be_switched_off(make_router: MakeRouter, provider: Pro
     await router.load("a")
     await asyncio.sleep(ROUND_S * 5)
     assert (provider.probes, gets(router.a.server)) == (0, 0)
+
+
+# --- requests
+
+
+async def test_a_provider_whose_chats_fail_is_passed_over_though_its_probes_are_green(
+    make_router: MakeRouter, provider: Probed
+) -> None:
+    """And a request that names it directly still reaches it, and brings it back."""
+    chain = {"smart": {"chain": ("big", "a")}}
+    router = await make_router(("a",), http=[cloud(provider)], health=PROBING, aliases=chain)
+    provider.answer = FAILING
+    for _ in range(4):
+        said = await router.ask(chat("smart"))
+        assert (said.status, said.header("X-EngineRouter-Resolved")) == (200, "a/a")
+        await provider.probed()
+    assert provider.chats == 2
+    assert (await health_of(router, "cloud"))["models"]["big"]["opened_by"] == "calls"
+    assert (await router.ask(chat("big"))).status == 500
+    provider.answer = None
+    assert (await router.ask(chat("big"))).status == 200
+    assert (await health_of(router, "cloud"))["status"] == "healthy"
+    assert (await router.ask(chat("smart"))).header("X-EngineRouter-Resolved") == "cloud/big"
+
+
+async def test_of_many_requests_at_the_end_of_a_back_off_one_reaches_the_provider(
+    make_router: MakeRouter, provider: Probed
+) -> None:
+    chain = {"smart": {"chain": ("big", "a")}}
+    router = await make_router(("a",), http=[cloud(provider)], aliases=chain, health=Health(enabled=False, open_s=0.1))
+    provider.answer = FAILING
+    for _ in range(2):
+        await router.ask(chat("smart"))
+    router.router.health.configure(Health())  # the trial itself has its usual time
+    goes_on = asyncio.Event()
+    provider.answer = [goes_on, *usual("provider")(provider.received[0])]
+    health = router.router.health
+    await router.until(lambda: not health.state("cloud", "big").is_passed_over)
+    async with asyncio.TaskGroup() as clients:
+        asked = [clients.create_task(router.ask(chat("smart"), within_s=30)) for _ in range(200)]
+        await router.until(lambda: sum(a.done() for a in asked) == 199, within_s=30)
+        assert provider.chats == 3
+        goes_on.set()
+    served_by = [a.result().header("X-EngineRouter-Resolved") for a in asked]
+    assert (served_by.count("a/a"), served_by.count("cloud/big")) == (199, 1)
+    assert health.state("cloud", "big").state == "closed"
+
+
+async def test_a_crash_under_several_requests_is_one_blip(make_router: MakeRouter) -> None:
+    router = await make_router(("a",))
+    await router.load("a")
+    router.a.server.script = hanging
+    async with asyncio.TaskGroup() as clients:
+        asked = [clients.create_task(router.ask(chat())) for _ in range(5)]
+        await router.until(lambda: len(router.a.server.received) == 6)
+        await router.a.crash()
+    assert {a.result().error["code"] for a in asked} == {"engine_crashed"}
+    seen = await health_of(router, "a")
+    assert (seen["models"]["a"]["circuit"], seen["models"]["a"]["consecutive_failures"]) == ("closed", 1)
+
+
+async def test_what_the_caller_did_wrong_is_no_failure_of_the_engine(make_router: MakeRouter) -> None:
+    router = await make_router(("a",))
+    router.a.server.script = say({"error": {"message": "context too long"}}, 400)
+    for _ in range(3):
+        assert (await router.ask(chat())).status == 400
+    seen = await health_of(router, "a")
+    assert (seen["status"], seen["consecutive_failures"]) == ("healthy", 0)
+
+
+async def test_failed_starts_are_their_own_circuits(make_router: MakeRouter) -> None:
+    router = await make_router({"a": {"max_restarts": 9}})
+    router.a.start_error = StartFailed("a", "engine 'a' has no model file")
+    for _ in range(3):
+        assert (await router.ask(chat())).error["code"] == "start_failed"
+    assert (await health_of(router, "a"))["models"]["a"]["circuit"] == "closed"
+
+
+async def test_reset_brings_back_every_target_of_a_chain(make_router: MakeRouter, provider: Probed) -> None:
+    chain = {"smart": {"chain": ("big", "a")}}
+    router = await make_router(("a",), http=[cloud(provider)], aliases=chain)
+    await opened(router, ("a", "a"), ("cloud", "big"))
+    assert (await router.ask(chat("smart"))).status == 503
+    answer = await router.ask(b'{"model": "smart"}', path="/admin/reset")
+    assert answer.json["circuits"] == ["cloud/big", "a/a"]
+    assert (await router.ask(chat("smart"))).header("X-EngineRouter-Resolved") == "cloud/big"
 
 
 # --- what may be known, and by whom

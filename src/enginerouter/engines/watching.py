@@ -37,5 +37,8 @@ def prober_of(settings: EngineSettings) -> Prober:
     return Prober(headers | dict(settings.control_headers), settings.api_key)
 
 
-def is_alive(settings: EngineSettings, reply: Reply) -> bool:
+def is_alive(settings: EngineSettings, reply: Reply, *, is_resident: bool) -> bool:
+    """A server that has nothing loaded may say 503 of itself (TabbyAPI), and is as well as it can be."""
+    if not is_resident and settings.type != "remote":
+        return reply.status > 0
     return 0 < reply.status < 500 or reply.status == settings.ready_status

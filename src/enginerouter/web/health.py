@@ -114,9 +114,13 @@ class HealthView:
         }
 
     def _with_declared(self, name: str, known: Mapping[str | None, Circuit]) -> dict[str | None, Circuit]:
-        """What is known, and the models of the configuration of which nothing is."""
+        """What there is to tell, and the models of the configuration of which there is nothing.
+
+        Names that clients made up, and that came to nothing, are left out.
+        """
+        told = {m: c for m, c in known.items() if m is None or c != Circuit()}
         declared = (m for s in self._slots(name) for m in self._naming.directory.models_of(s.id, anything))
-        return {**{m: Circuit() for m in declared}, **known}
+        return {**{m: Circuit() for m in declared}, **told}
 
     def _standing(self, name: str, known: Mapping[str | None, Circuit]) -> Standing:
         if self._settings[name].unconfigured:

@@ -82,14 +82,14 @@ class BackgroundProber:
             return
         verdict, was_busy = self._health.probe(engine), self._is_busy(engine)
         replies = await asyncio.gather(*(self._ask(engine, slot) for slot, _ in targets))
-        settings, now = self._settings[engine], time.monotonic()
+        settings, now, is_resident = self._settings[engine], time.monotonic(), bool(self._resident(engine))
         is_busy = was_busy or self._is_busy(engine)
         said = [
             reply
             for (slot, ready_at), reply in zip(targets, replies, strict=True)
             if self._is_still_there(slot, ready_at) and not (reply.is_late and is_busy)
         ]
-        alive = [r for r in said if watching.is_alive(settings, r)]
+        alive = [r for r in said if watching.is_alive(settings, r, is_resident=is_resident)]
         if alive:
             verdict.succeeded()
             self.seen[engine] = Seen(now, True, alive[0].saw)
