@@ -269,6 +269,7 @@ class Router:
             ("GET", "/v1", catalog.root, "key"),
             ("GET", "/v1/models", catalog.models, "key"),
             ("GET", "/v1/models/{id...}", catalog.model, "key"),
+            ("GET", "/v1/aliases", catalog.aliases, "key"),
             ("GET", "/", control.root, "open"),
             ("GET", "/health", control.health, "open"),
             ("GET", "/v1/health", view.show, "key"),

@@ -123,8 +123,7 @@ class Control:
 
     def _shown_to(self, identity: Identity) -> set[SlotId]:
         """The slots that this key may know of: those it may use; an admin key all."""
-        may_name = identity.may_name
-        return {s for s in self._coordinator.slots if identity.is_admin or self._naming.directory.may_use(s, may_name)}
+        return {s for s in self._coordinator.slots if identity.is_admin or self._naming.may_see(s, identity)}
 
     def _slot_status(self, slot: Slot, now: float, identity: Identity) -> dict[str, Any]:
         status: dict[str, Any] = {
