@@ -17,7 +17,6 @@ from enginerouter.config.report import At, Report, dotted
 UNSERVED: Final = (
     "engines.*.systemd_unit",
     "discover",
-    "health",
 )
 
 

@@ -58,6 +58,7 @@ class Directory:
 
     def __init__(self, config: Config) -> None:
         self._default = config.default_model
+        self._aliases = tuple(config.aliases.values())
         self._listed: list[Listed] = []
         self._models: dict[str, Target] = {}
         self._names: dict[str, Target] = {}
@@ -264,11 +265,15 @@ class Directory:
             return _renamed(found, glob)
         return self._known(entry) or self._discovered.get(_respelt(entry))
 
-    def chains(self, may_name: MayName) -> list[Chain]:
-        """The chains that a key may use, those of globs too, but not the hidden ones."""
-        found = [self._chain(alias) for alias in self._chains.values()]
-        found += [self._chain(alias, is_glob=True) for _, alias in self._globs if alias.chain]
-        return [c for c in found if may_name(c.asked) and not c.alias.hidden]
+    def aliases(self, may_name: MayName) -> list[tuple[Alias, tuple[Target, ...]]]:
+        """The aliases that a key may use, hidden ones and globs too, with what they lead to now."""
+        return [(alias, self._targets_of(alias)) for alias in self._aliases if may_name(alias.name)]
+
+    def _targets_of(self, alias: Alias) -> tuple[Target, ...]:
+        if alias.chain:
+            return self._chain(alias).targets
+        found = self._names.get(alias.name) or self._discovered.get(alias.name) or self._known(alias.target or "")
+        return (_renamed(found, alias),) if found is not None else ()
 
     def _listed_chain(self, chain: Chain) -> Listed | None:
         """A chain promises what its weakest target can."""

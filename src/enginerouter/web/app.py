@@ -50,10 +50,12 @@ from enginerouter.web.control import Control
 from enginerouter.web.edge import Edge, edge_rules
 from enginerouter.web.exchange import Surroundings
 from enginerouter.web.explain import Explain
+from enginerouter.web.health import HealthView
 from enginerouter.web.inference import Inference
 from enginerouter.web.listener import GuardedServer, listen
 from enginerouter.web.naming import Naming
 from enginerouter.web.params import ModelParams
+from enginerouter.web.prober import BackgroundProber
 from enginerouter.web.responses import ResponseOwners
 from enginerouter.web.routes import Access, Route, RouteHandler, Routes
 from enginerouter.web.slots_of import LEARNED, read_learned, rules_of, slot_specs, undeclared_spec
@@ -130,6 +132,7 @@ class Router:
         self._naming = Naming(Directory(config), self.coordinator, config.engines)
         self._discovery = Discovery(self._sources(), self._naming.listed_by)
         self._naming.attach(self._discovery)
+        self._prober = BackgroundProber(config.health, config.engines, self.engines, self.coordinator, self.health)
         self._addresses: dict[SlotId, str] = {}
         self._upstreams: dict[str, Upstream] = {}
         self.cache = open_cache(config.cache, self._tasks)
@@ -146,6 +149,7 @@ class Router:
         if self.cache is not None:
             self.telemetry.watch_cache(self.cache)
         self.telemetry.listeners.append(self._slot_moved)
+        self.telemetry.listeners.append(self._prober.slot_moved)
         budget = BufferBudget(self.config.max_buffered_mib * MIB)
         edge = Edge(edge_rules(self.config, Routes(self._routes())), budget)
         server = GuardedServer(edge.handle)
@@ -164,6 +168,7 @@ class Router:
         self._discovery.begin()
         await end_launches_of_removed_engines(self.state, self.engines)
         await self.coordinator.start()
+        self._prober.begin()
 
     async def _claim_state(self) -> None:
         try:
@@ -194,6 +199,7 @@ class Router:
         if self._runner is not None:
             await self._stop_listening(self._runner)
         await self._discovery.close()
+        await self._prober.close()
         await self.coordinator.close(keeps_engines=self.config.on_exit == "keep")
         for upstream in self._upstreams.values():
             await upstream.close()
@@ -271,8 +277,20 @@ class Router:
         )
         inference = Inference(naming, around)
         catalog = Catalog(naming, self.coordinator)
-        control = Control(naming, self.coordinator, self.telemetry, self.registry, self.memory, self._tasks, self.cache)
         page = StatusPage()
+        engines = {name: config.engines[name] for name in self.engines}
+        view = HealthView(engines, naming, self.coordinator, self.health, self._prober, self.registry)
+        control = Control(
+            naming,
+            self.coordinator,
+            self.telemetry,
+            self.registry,
+            self.memory,
+            self._tasks,
+            self.health,
+            view,
+            self.cache,
+        )
         watching = Watching(self.telemetry.hub, naming, control.snapshot, log_files(config))
         for path in INFERENCE_PATHS:
             yield Route("POST", path, inference.serve)
@@ -285,10 +303,12 @@ class Router:
             ("GET", "/v1", catalog.root, "key"),
             ("GET", "/v1/models", catalog.models, "key"),
             ("GET", "/v1/models/{id...}", catalog.model, "key"),
+            ("GET", "/v1/aliases", catalog.aliases, "key"),
             ("GET", "/", page.root, "open"),
             ("GET", "/page.css", page.style, "open"),
             ("GET", "/page.js", page.script, "open"),
             ("GET", "/health", control.health, "open"),
+            ("GET", "/v1/health", view.show, "key"),
             ("GET", "/metrics", control.metrics, metrics_access),
             ("GET", "/status", control.status, "key"),
             ("GET", "/events", watching.events, "key"),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 
 import psutil
 
-from enginerouter.config.model import EngineSettings
+from enginerouter.config.model import Alias, EngineSettings
 from enginerouter.engines.discovery import Discovery
 from enginerouter.engines.loaded import Listing
 from enginerouter.errors import Forbidden, UnknownModel
@@ -23,6 +23,10 @@ KEY_HEADERS = frozenset({"authorization", "x-api-key", "api-key", "x-goog-api-ke
 
 def nothing_resident() -> SlotId | None:
     return None
+
+
+def anything(_name: str) -> bool:
+    return True
 
 
 class Naming:
@@ -114,6 +118,24 @@ class Naming:
         said_remote = self._said_remote.get(target.engine, ())
         return target.engine in self._remote or fences.is_cloud_model(settings, target.upstream_model, said_remote)
 
+    def may_know_engine(self, engine: str, identity: Identity) -> bool:
+        """Whether a key may hear of an engine at all: not of other machines' if it may not go there."""
+        return identity.may_use_remote or engine not in self._remote
+
+    def may_know_model(self, engine: str, model: str, identity: Identity) -> bool:
+        """Whether a key may hear of a model of an engine, by its id here."""
+        if not identity.is_admin and not identity.may_name(model) and not identity.may_name(f"{engine}/{model}"):
+            return False
+        try:
+            route = self.directory.route(f"{engine}/{model}", anything, nothing_resident)
+        except UnknownModel:  # no engine has it any more
+            return self.may_know_engine(engine, identity)
+        return isinstance(route, Target) and not self.is_fenced(route, identity)
+
+    def may_see(self, slot: SlotId, identity: Identity) -> bool:
+        """Whether a key may use some name of a slot, and leave the machine for it if it is elsewhere."""
+        return self.may_know_engine(slot.engine, identity) and self.directory.may_use(slot, identity.may_name)
+
     # --- catalogues
 
     async def listed(self, identity: Identity) -> list[Listed]:
@@ -121,6 +143,17 @@ class Naming:
         if self._discovery is not None:
             await self._discovery.freshen(within_s=1.0)
         return [m for m in self.directory.listed(identity.may_name) if self._may_see(m, identity)]
+
+    async def aliases(self, identity: Identity) -> list[tuple[Alias, list[Target]]]:
+        """The aliases that this key may use, with those of their targets that it may; hidden ones for admins only."""
+        if self._discovery is not None:
+            await self._discovery.freshen(within_s=1.0)
+        found = [
+            (alias, [t for t in targets if not self.is_fenced(t, identity)])
+            for alias, targets in self.directory.aliases(identity.may_name)
+            if identity.is_admin or not alias.hidden
+        ]
+        return [(alias, targets) for alias, targets in found if targets or identity.is_admin]
 
     async def find(self, name: str, identity: Identity) -> Listed:
         """One entry, by any name that requests may use. Raises what `Directory.resolve` raises."""

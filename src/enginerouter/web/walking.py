@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -22,6 +22,7 @@ from enginerouter.errors import EngineUnavailable, RouterError, UpstreamFailed, 
 from enginerouter.proxy.downstream import Downstream
 from enginerouter.proxy.headers import VIA
 from enginerouter.routing import walk
+from enginerouter.routing.circuit import Circuit
 from enginerouter.routing.health import Call
 from enginerouter.routing.target import Chain, Target
 from enginerouter.routing.walk import Attempt, Failure
@@ -39,6 +40,7 @@ from enginerouter.web.exchange import (
     waiting_client,
     weigh,
 )
+from enginerouter.web.keys import Identity
 from enginerouter.web.telemetry import NOBODY, Record
 
 log = logging.getLogger(__name__)
@@ -216,6 +218,38 @@ class Try(Exchange):
         return walk.may_go_on(failure, repeatable=self._ask.is_repeatable, retries_unsafe=repeats)
 
 
+def passed_over(
+    around: Surroundings, chain: Chain, target: Target, identity: Identity, path: str, via: Sequence[str] = ()
+) -> str:
+    """Why a target is not asked for such a request, before its health is looked at; "" if it is."""
+    return walk.pass_over(
+        target,
+        chain,
+        path=path,
+        is_fenced=around.naming.is_fenced(target, identity),
+        is_unconfigured=around.naming.is_unconfigured(target),
+        instance=around.upstreams[target.engine].instance,
+        via=via,
+    )
+
+
+def closed_by(circuit: Circuit) -> str:
+    """Why health does not let a call through: the reason of a cool-down, or the circuit."""
+    return circuit.reason if circuit.state == "cooling" else walk.CIRCUIT_OPEN
+
+
+def foreseen(around: Surroundings, chain: Chain, target: Target, identity: Identity, path: str) -> str:
+    """Why a walk that began now would pass a target over; "" if it would try it. Changes nothing."""
+    if reason := passed_over(around, chain, target, identity, path):
+        return reason
+    circuit = around.health.state(target.engine, target.model_id)
+    if circuit.is_passed_over:
+        return closed_by(circuit)
+    limit_s, eta_s = chain.alias.go_on_after_s, around.coordinator.known_eta_s(target.slot)
+    is_slow = limit_s is not None and eta_s is not None and eta_s > limit_s
+    return walk.SLOW if is_slow and not around.naming.is_remote(target) else ""
+
+
 class Walking:
     """One request, one chain."""
 
@@ -279,21 +313,14 @@ class Walking:
 
     def _admitted(self, target: Target) -> Call | None:
         """The right to try a target, or a note of why it is passed over."""
-        reason = walk.pass_over(
-            target,
-            self._chain,
-            path=self._call.raw_path,
-            is_fenced=self._around.naming.is_fenced(target, self._call.identity),
-            is_unconfigured=self._around.naming.is_unconfigured(target),
-            instance=self._around.upstreams[target.engine].instance,
-            via=walk.instances(self._call.request.headers.get(VIA, "")),
-        )
+        via = walk.instances(self._call.request.headers.get(VIA, ""))
+        reason = passed_over(self._around, self._chain, target, self._call.identity, self._call.raw_path, via)
         if not reason:
             verdict = self._around.health.admit(target.engine, target.model_id)
             if verdict is not None:
                 return verdict
             circuit = self._around.health.state(target.engine, target.model_id)
-            reason = circuit.reason if circuit.state == "cooling" else walk.CIRCUIT_OPEN
+            reason = closed_by(circuit)
             self._waits_s.append(circuit.retry_after_s)
         self._attempts.append(Attempt(target, reason, was_tried=False))
         return None
