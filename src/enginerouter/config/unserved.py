@@ -14,10 +14,7 @@ from enginerouter.config.key import keys_of
 from enginerouter.config.model import Config
 from enginerouter.config.report import At, Report, dotted
 
-UNSERVED: Final = (
-    "engines.*.systemd_unit",
-    "discover",
-)
+UNSERVED: Final = ("discover",)
 
 
 def warn_unserved(config: Config, report: Report) -> None:

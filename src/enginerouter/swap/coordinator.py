@@ -44,6 +44,7 @@ from enginerouter.swap.model import (
     Ticket,
 )
 from enginerouter.swap.phases import NOTHING_TO_DRAIN, ON_ITS_WAY_OUT, Event, Phase
+from enginerouter.swap.takeover import taken_over
 from enginerouter.swap.walk import CUT_GRACE_S, CalledOff, StartEnded, Surroundings, Walk
 from enginerouter.tasks import TaskGroup
 
@@ -103,13 +104,11 @@ class Coordinator:
         slots = self._slots.values()
         looking = lookout.look_after(slots, self._engines, self._memory, self._rules, self._now, self._turn)
         self._tasks.spawn(looking, "look after leases")
-        for name, engine in self._engines.items():
-            try:
-                adopted = await engine.adopt()
-            except FreeFailed as stuck:
+        async for name, adopted in taken_over(self._engines):
+            if isinstance(adopted, FreeFailed):
                 # Nothing is started on top of it; each slot is freed again before its memory is used.
                 for slot in [s for s in self._slots.values() if s.id.engine == name]:
-                    self._move(slot, Event.NOT_GONE, stuck.message)
+                    self._move(slot, Event.NOT_GONE, adopted.message)
                 continue
             for slot_id in adopted:
                 self.add(slot_id)

@@ -6,7 +6,6 @@ This is the only module that knows every part. It holds no logic except order.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import errno
 import logging
 import os
@@ -58,7 +57,7 @@ from enginerouter.web.params import ModelParams
 from enginerouter.web.prober import BackgroundProber
 from enginerouter.web.responses import ResponseOwners
 from enginerouter.web.routes import Access, Route, RouteHandler, Routes
-from enginerouter.web.slots_of import LEARNED, read_learned, rules_of, slot_specs, undeclared_spec
+from enginerouter.web.slots_of import LEARNED, learned_section, read_learned, rules_of, slot_specs, undeclared_spec
 from enginerouter.web.status_page import StatusPage
 from enginerouter.web.telemetry import Telemetry
 from enginerouter.web.watching import Watching
@@ -254,7 +253,7 @@ class Router:
 
     def _note_learned(self) -> None:
         slots = self.coordinator.slots.values()
-        self.state.put(LEARNED, {str(s.id): dataclasses.asdict(s.learned) for s in slots})
+        self.state.put(LEARNED, learned_section(slots, self.learned, self.config.engines))
 
     def _routes(self) -> Iterable[Route]:
         config = self.config
