@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from enginerouter.config.model import Health as HealthSettings
-from enginerouter.errors import printable
+from enginerouter.errors import RouterError, printable
 from enginerouter.routing import breaker
 from enginerouter.routing.breaker import Breaker, Pass
 from enginerouter.routing.circuit import Circuit, OpenedBy, Transition, Window
@@ -39,7 +39,7 @@ class _Watched:
     model: str | None
     breaker: Breaker = breaker.CLOSED
     window: Window = field(default_factory=Window)
-    cause: weakref.ref[BaseException] | None = None
+    cause: weakref.ref[RouterError] | None = None
     is_forgotten: bool = False
 
 
@@ -69,7 +69,7 @@ class _Part:
             watched.window.note(False, now)
         elif not self.is_trial:
             return  # one broken model says nothing of its engine
-        if cause is not None:
+        if isinstance(cause, RouterError):  # not all others can be held without being kept alive
             if watched.cause is not None and watched.cause() is cause:
                 self.dropped()
                 return
@@ -148,11 +148,15 @@ class Health:
     """The breakers of one router. `listeners` are told of transitions, after they happened; they must not raise."""
 
     def __init__(self, settings: HealthSettings, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.rules = breaker.Rules(settings.failures_to_open, settings.open_s)
-        self.longest_cool_down_s = max(LONGEST_COOL_DOWN_S, settings.credit_cooldown_s, settings.rate_limit_cooldown_s)
+        self.configure(settings)
         self._clock = clock
         self._watched: dict[Key, _Watched] = {}
         self.listeners: list[Callable[[Transition], None]] = []
+
+    def configure(self, settings: HealthSettings) -> None:
+        """Go by these numbers from now on; what is open stays open until it was to be."""
+        self.rules = breaker.Rules(settings.failures_to_open, settings.open_s)
+        self.longest_cool_down_s = max(LONGEST_COOL_DOWN_S, settings.credit_cooldown_s, settings.rate_limit_cooldown_s)
 
     @property
     def back_off_s(self) -> float:
@@ -230,22 +234,27 @@ class Health:
         """
         done = []
         for key, watched in self._watched.items():
-            is_meant = engine in (None, key[0]) and (model is None or key[1] in (None, model))
-            if is_meant and (watched.breaker.open_until is not None or watched.breaker.failures):
-                self.become(watched, breaker.closed(watched.breaker), "reset by an operator")
+            if engine not in (None, key[0]) or (model is not None and key[1] not in (None, model)):
+                continue
+            if watched.breaker.open_until is not None or watched.breaker.failures:
                 done.append(key)
+            # Also where nothing is open: what was under way says nothing of the time after.
+            self.become(watched, breaker.closed(watched.breaker), "reset by an operator")
         return done
 
-    def forget(self, engine: str, *, models: bool = True) -> None:
-        """The engine is another one now (a reload), or – without `models` – is not probed any more.
+    def forget(self, engine: str, why: str = "its engine has changed", *, models: bool = True) -> None:
+        """The engine is another one now (a reload), or – without `models` – its server was stopped.
 
         What was seen of it goes, and calls under way say nothing of the new one.
         """
-        for key in [k for k in self._watched if k[0] == engine and (models or k[1] is None)]:
-            watched = self._watched.pop(key)
-            if watched.breaker.open_until is not None:
-                self._tell(Transition(engine, watched.model, "closed", "it is not watched any more"))
+        keys: list[Key] = [k for k in self._watched if k[0] == engine] if models else [(engine, None)]
+        for key in keys:
+            watched = self._watched.pop(key, None)
+            if watched is None:
+                continue
             watched.is_forgotten = True
+            if watched.breaker.open_until is not None:
+                self._tell(Transition(engine, watched.model, "closed", why))
 
     # --- for calls
 

@@ -44,9 +44,11 @@ from enginerouter.web.catalog import Catalog
 from enginerouter.web.control import Control
 from enginerouter.web.edge import Edge, edge_rules
 from enginerouter.web.exchange import Surroundings
+from enginerouter.web.health import HealthView
 from enginerouter.web.inference import Inference
 from enginerouter.web.listener import GuardedServer, listen
 from enginerouter.web.naming import Naming
+from enginerouter.web.prober import BackgroundProber
 from enginerouter.web.responses import ResponseOwners
 from enginerouter.web.routes import Access, Route, RouteHandler, Routes
 from enginerouter.web.slots_of import LEARNED, read_learned, rules_of, slot_specs, undeclared_spec
@@ -116,6 +118,7 @@ class Router:
         self._naming = Naming(Directory(config), self.coordinator, config.engines)
         self._discovery = Discovery(self._sources(), self._naming.listed_by)
         self._naming.attach(self._discovery)
+        self._prober = BackgroundProber(config.health, config.engines, self.engines, self.coordinator, self.health)
         self._addresses: dict[SlotId, str] = {}
         self._upstreams: dict[str, Upstream] = {}
         self._runner: web.ServerRunner | None = None
@@ -129,6 +132,7 @@ class Router:
         self.telemetry.watch(self.coordinator)
         self.telemetry.watch_memory(self.memory)
         self.telemetry.listeners.append(self._slot_moved)
+        self.telemetry.listeners.append(self._prober.slot_moved)
         budget = BufferBudget(self.config.max_buffered_mib * MIB)
         edge = Edge(edge_rules(self.config, Routes(self._routes())), budget)
         server = GuardedServer(edge.handle)
@@ -146,6 +150,7 @@ class Router:
         self._discovery.begin()
         await end_launches_of_removed_engines(self.state, self.engines)
         await self.coordinator.start()
+        self._prober.begin()
 
     async def _claim_state(self) -> None:
         try:
@@ -175,6 +180,7 @@ class Router:
         if self._runner is not None:
             await self._stop_listening(self._runner)
         await self._discovery.close()
+        await self._prober.close()
         await self.coordinator.close(keeps_engines=self.config.on_exit == "keep")
         for upstream in self._upstreams.values():
             await upstream.close()
@@ -247,7 +253,11 @@ class Router:
         )
         inference = Inference(naming, around)
         catalog = Catalog(naming, self.coordinator)
-        control = Control(naming, self.coordinator, self.telemetry, self.registry, self.memory, self._tasks)
+        engines = {name: config.engines[name] for name in self.engines}
+        view = HealthView(engines, naming, self.coordinator, self.health, self._prober, self.registry)
+        control = Control(
+            naming, self.coordinator, self.telemetry, self.registry, self.memory, self._tasks, self.health, view
+        )
         for path in INFERENCE_PATHS:
             yield Route("POST", path, inference.serve)
         metrics_access: Access = "key" if config.metrics_require_key else "open"
@@ -262,6 +272,7 @@ class Router:
             ("GET", "/v1/aliases", catalog.aliases, "key"),
             ("GET", "/", control.root, "open"),
             ("GET", "/health", control.health, "open"),
+            ("GET", "/v1/health", view.show, "key"),
             ("GET", "/metrics", control.metrics, metrics_access),
             ("GET", "/status", control.status, "key"),
             ("POST", "/admin/swap", control.swap, "admin"),

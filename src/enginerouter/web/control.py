@@ -18,6 +18,8 @@ from aiohttp import web
 from enginerouter import __version__
 from enginerouter.errors import BadRequest, NotFound, RouterError, printable
 from enginerouter.metrics import Registry
+from enginerouter.routing.health import Health
+from enginerouter.routing.target import Target
 from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.hold import Hold, HoldDrain, HoldMode
@@ -27,6 +29,7 @@ from enginerouter.swap.phases import Phase
 from enginerouter.tasks import TaskGroup
 from enginerouter.web.catalog import json_answer
 from enginerouter.web.edge import EdgeCall
+from enginerouter.web.health import HealthView
 from enginerouter.web.json_body import json_object
 from enginerouter.web.keys import Identity
 from enginerouter.web.naming import Naming
@@ -56,6 +59,8 @@ class Control:
         registry: Registry,
         memory: MemorySource,
         tasks: TaskGroup,
+        health: Health,
+        view: HealthView,
     ) -> None:
         self._naming = naming
         self._coordinator = coordinator
@@ -63,6 +68,8 @@ class Control:
         self._registry = registry
         self._memory = memory
         self._tasks = tasks
+        self._health = health
+        self._view = view
         self._began_at = time.monotonic()
 
     async def root(self, call: EdgeCall) -> web.StreamResponse:
@@ -97,6 +104,7 @@ class Control:
                 "memory": _memory_status(self._memory),
                 "hold": _hold_status(coordinator.current_hold, now),
                 "queued": coordinator.queued,
+                "health": self._view.standings(call.identity),
                 "swaps": [_swap_status(s, now, shown) for s in swaps if _is_shown(s, shown)],
                 "slots": [self._slot_status(s, now, call.identity) for s in slots],
                 "last_swaps": {
@@ -167,11 +175,25 @@ class Control:
         return json_answer({"unloading": leaving})
 
     async def reset(self, call: EdgeCall) -> web.StreamResponse:
-        """Close the start circuit of the named slot, or of all."""
-        slots = await self._named_or_all(call)
+        """Close the start circuit and the health circuits of what is named, or of everything."""
+        asked = await _asked(call)
+        slots = await self._named(asked, call.identity) if asked else list(self._coordinator.slots)
+        if "model" in asked:
+            targets = await self._targets(asked["model"], asked.get("engine"), call.identity)
+            slots = list(dict.fromkeys(t.slot for t in targets))
+            closed = [key for t in targets for key in self._health.reset(t.engine, t.model_id)]
+        else:
+            closed = self._health.reset(asked.get("engine"))
         for slot in slots:
             self._coordinator.reset(slot)
-        return json_answer({"reset": [str(s) for s in slots]})
+        circuits = [engine if model is None else f"{engine}/{model}" for engine, model in closed]
+        return json_answer({"reset": [str(s) for s in slots], "circuits": circuits})
+
+    async def _targets(self, model: str, engine: str | None, identity: Identity) -> list[Target]:
+        """What a name leads to; of a chain all its targets, or those of one engine."""
+        route = await self._naming.route(model, identity)
+        targets = [route] if isinstance(route, Target) else route.targets
+        return [t for t in targets if engine in (None, t.engine) and not self._naming.is_fenced(t, identity)]
 
     # --- the routes of the sidecar that profiles come from
 

@@ -25,6 +25,10 @@ def nothing_resident() -> SlotId | None:
     return None
 
 
+def anything(_name: str) -> bool:
+    return True
+
+
 class Naming:
     """What every handler that takes a model asks. `discovery` is given by `attach`, once there is one."""
 
@@ -116,8 +120,21 @@ class Naming:
 
     def may_see(self, slot: SlotId, identity: Identity) -> bool:
         """Whether a key may use some name of a slot, and leave the machine for it if it is elsewhere."""
-        is_beyond = slot.engine in self._remote and not identity.may_use_remote
-        return not is_beyond and self.directory.may_use(slot, identity.may_name)
+        return self.may_know_engine(slot.engine, identity) and self.directory.may_use(slot, identity.may_name)
+
+    def may_know_engine(self, engine: str, identity: Identity) -> bool:
+        """Whether a key may hear of an engine at all: not of other machines' if it may not go there."""
+        return identity.may_use_remote or engine not in self._remote
+
+    def may_know_model(self, engine: str, model: str, identity: Identity) -> bool:
+        """Whether a key may hear of a model of an engine, by its id here."""
+        if not identity.is_admin and not identity.may_name(model) and not identity.may_name(f"{engine}/{model}"):
+            return False
+        try:
+            route = self.directory.route(f"{engine}/{model}", anything, nothing_resident)
+        except UnknownModel:  # no engine has it any more
+            return self.may_know_engine(engine, identity)
+        return isinstance(route, Target) and not self.is_fenced(route, identity)
 
     # --- catalogues
 
