@@ -58,6 +58,11 @@ class _Part:
     def is_trial(self) -> bool:
         return self._call.trial > 0
 
+    @property
+    def is_current(self) -> bool:
+        """Whether a call that begins now would be the same to its circuit."""
+        return self._call.life == self._watched.breaker.life and not self._watched.is_forgotten
+
     def succeeded(self) -> None:
         if self._is_own:
             self._watched.window.note(True, self._health.now())
@@ -103,11 +108,11 @@ class Call:
 
     __slots__ = ("_back_off_s", "_is_over", "_parts", "is_trial")
 
-    def __init__(self, parts: tuple[_Part, ...], back_off_s: float = 0.0) -> None:
+    def __init__(self, parts: tuple[_Part, ...], back_off_s: float = 0.0, *, is_trial: bool = False) -> None:
         self._parts = parts
         self._back_off_s = back_off_s
         self._is_over = False
-        self.is_trial = any(part.is_trial for part in parts)
+        self.is_trial = is_trial
 
     @property
     def back_off_s(self) -> float:
@@ -151,6 +156,7 @@ class Health:
         self.configure(settings)
         self._clock = clock
         self._watched: dict[Key, _Watched] = {}
+        self._observed: dict[tuple[str, str], tuple[_Part, _Part]] = {}
         self.listeners: list[Callable[[Transition], None]] = []
 
     def configure(self, settings: HealthSettings) -> None:
@@ -175,17 +181,22 @@ class Health:
             return None  # and neither of them has begun a trial
         own.breaker, engines.breaker = own_after, engines_after
         parts = (_Part(self, own, own_pass, is_own=True), _Part(self, engines, engines_pass, is_own=False))
-        return Call(parts, self.rules.open_s)
+        return Call(parts, self.rules.open_s, is_trial=any(part.is_trial for part in parts))
 
     def observe(self, engine: str, model: str) -> Call:
         """For a request that names its model directly: never refused, and its success closes an open circuit."""
-        own, engines = self._get(engine, model), self._get(engine, None)
-        return Call(
-            (
+        # On the path of every request: what such a call says is the same until a circuit opens or closes.
+        parts = self._observed.get((engine, model))
+        if parts is None or not (parts[0].is_current and parts[1].is_current):
+            own, engines = self._get(engine, model), self._get(engine, None)
+            parts = (
                 _Part(self, own, breaker.observe(own.breaker), is_own=True),
                 _Part(self, engines, breaker.observe(engines.breaker), is_own=False),
             )
-        )
+            if len(self._observed) >= MOST_TARGETS:
+                self._observed.clear()
+            self._observed[engine, model] = parts
+        return Call(parts)
 
     def probe(self, engine: str) -> Call:
         """For a background probe. It is never refused, and what it sees is the engine's, not a model's."""

@@ -121,6 +121,10 @@ class Naming:
         said_remote = self._said_remote.get(target.engine, ())
         return target.engine in self._remote or fences.is_cloud_model(settings, target.upstream_model, said_remote)
 
+    def may_see(self, slot: SlotId, identity: Identity) -> bool:
+        """Whether a key may use some name of a slot, and leave the machine for it if it is elsewhere."""
+        return self.may_know_engine(slot.engine, identity) and self.directory.may_use(slot, identity.may_name)
+
     def may_know_engine(self, engine: str, identity: Identity) -> bool:
         """Whether a key may hear of an engine at all: not of other machines' if it may not go there."""
         return identity.may_use_remote or engine not in self._remote
