@@ -139,10 +139,6 @@ class Naming:
             return self.may_know_engine(engine, identity)
         return isinstance(route, Target) and not self.is_fenced(route, identity)
 
-    def may_see(self, slot: SlotId, identity: Identity) -> bool:
-        """Whether a key may use some name of a slot, and leave the machine for it if it is elsewhere."""
-        return self.may_know_engine(slot.engine, identity) and self.directory.may_use(slot, identity.may_name)
-
     # --- catalogues
 
     async def listed(self, identity: Identity) -> list[Listed]:
