@@ -210,6 +210,7 @@ INVALID = [
     (ENGINE + "aliases: {y: a, x: y}", 2, "aliases.x", "is itself an alias"),
     (ENGINE + "aliases: {x: claude-x, 'claude-*': a}", 2, "aliases.x", "is itself an alias (it matches 'claude-*')"),
     (ENGINE + "models: [{id: m, engine: a}]\naliases: {m: a}", 3, "aliases.m", "also the id of a model"),
+    (ENGINE + "aliases: {x-*: {chain: [a, y]}, y: {chain: [x-1]}}", 2, "aliases.x-*", "x-* → y → x-*"),
     (ENGINE + "aliases: {x: {chain: [a, y]}, y: {chain: [x]}}", 2, "aliases.x", "x → y → x"),
     (ENGINE + "models: [{id: fast, engine: a}]\naliases: {x: {chain: [fsat]}}", 3, "aliases.x.chain[0]", "'fast'?"),
     (

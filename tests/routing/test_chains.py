@@ -64,6 +64,7 @@ def labels(chain: Chain) -> list[str]:
         ({"best": ("gpt-4", "qwen"), "gpt-any_": "gemma"}, ["b/gemma", "a/qwen"]),
         ({"best": ("gpt-4",), "gpt-any_": ("cloud/big", "qwen")}, ["cloud/big", "a/qwen"]),
         ({"best": ("ollama/llama3", "qwen:latest")}, ["ollama/llama3", "a/qwen"]),
+        ({"best": ("b", "cloud", "a")}, ["b/gemma", "cloud/big", "a/qwen"]),
         ({"best": ("qwen",), "qwenish": ("gemma",)}, ["a/qwen"]),
     ],
 )

@@ -7,14 +7,15 @@ do no harm: at a remote engine always, at one whose models take memory only if t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from enginerouter.config.engines import GenericProcess, Profile
 from enginerouter.config.model import Alias, Config, EngineSettings, Model
 from enginerouter.errors import BadRequest, UnknownModel
 from enginerouter.routing.chains import flatten
+from enginerouter.routing.models import models_of as models_of
+from enginerouter.routing.models import slot_of as slot_of
 from enginerouter.routing.target import Chain, Route
 from enginerouter.routing.target import Target as Target
 from enginerouter.slots import SlotId
@@ -37,20 +38,6 @@ class Listed:
     context_length: int | None = None
     alias_of: str | None = None
     targets: tuple[Target, ...] = ()
-
-
-def slot_of(engine: EngineSettings, upstream_model: str, model_id: str = "") -> SlotId:
-    """The slot that serves a model: its engine, or the pair where changing the model needs a reload.
-
-    Of an engine with profiles, a model is the profile of its id, else of its `upstream_id`.
-    """
-    if profiles := _profiles_of(engine):
-        return SlotId(engine.name, model_id if model_id in profiles else upstream_model)
-    return SlotId(engine.name, upstream_model if engine.type == "api_swap" else None)
-
-
-def _profiles_of(engine: EngineSettings) -> Mapping[str, Profile]:
-    return engine.profiles if isinstance(engine, GenericProcess) else {}
 
 
 class Directory:
@@ -258,12 +245,14 @@ class Directory:
         return chain
 
     def _entry(self, entry: str) -> Target | None:
-        """The target of an entry: a model, a rename, `engine/model`."""
+        """The target of an entry: a model, a rename, `engine/model`, an engine."""
         if (found := self._names.get(entry) or self._names.get(_respelt(entry))) is not None:
             return found
         if (glob := self._glob_of(entry)) is not None and (found := self._known(glob.target or "")) is not None:
             return _renamed(found, glob)
-        return self._known(entry) or self._discovered.get(_respelt(entry))
+        found = self._known(entry) or self._discovered.get(_respelt(entry))
+        # An engine by its name alone: the first of its models.
+        return found or next((t for t in self._models.values() if t.engine == entry), None)
 
     def aliases(self, may_name: MayName) -> list[tuple[Alias, tuple[Target, ...]]]:
         """The aliases that a key may use, hidden ones and globs too, with what they lead to now."""
@@ -386,29 +375,3 @@ def _is_permitted(found: Route, name: str, may_name: MayName) -> bool:
 
 def _is_discovered(engine: EngineSettings) -> bool:
     return engine.type == "ollama" or engine.discover_models
-
-
-def models_of(config: Config) -> Iterable[Model]:
-    """Declared models, then the ids engines are known to serve; an engine without any serves its own name.
-
-    Not so an Ollama daemon: it says itself what it has.
-    """
-    engines = {name: e for name, e in config.engines.items() if e.enabled}
-    declared = [m for m in config.models if m.engine in engines]
-    yield from declared
-    known = {m.id for m in declared}
-    named = {slot_of(engines[m.engine], m.upstream_id or m.id, m.id) for m in declared}
-    for engine in engines.values():
-        if profiles := _profiles_of(engine):
-            for profile in profiles.values():
-                if SlotId(engine.name, profile.id) not in named and profile.id not in known:
-                    yield Model(id=profile.id, engine=engine.name, display_name=profile.name or profile.id)
-                    known.add(profile.id)
-            continue
-        more = [i for i in engine.served_models if i not in known]
-        yield from (Model(id=i, engine=engine.name) for i in more)
-        known.update(more)
-        has_models = any(m.engine == engine.name for m in declared) or bool(engine.served_models)
-        if not has_models and engine.name not in known and engine.type != "ollama":
-            yield Model(id=engine.name, engine=engine.name)
-            known.add(engine.name)

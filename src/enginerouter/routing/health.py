@@ -66,6 +66,9 @@ class _Part:
     def succeeded(self) -> None:
         if self._is_own:
             self._watched.window.note(True, self._health.now())
+        seen = self._watched.breaker
+        if seen.open_until is None and not seen.failures:
+            return  # as nearly always: there is nothing to close or to forget
         self._become(breaker.after_success(self._watched.breaker, self._call), "it answers again")
 
     def failed(self, reason: str, cause: BaseException | None) -> None:
