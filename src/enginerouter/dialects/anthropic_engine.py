@@ -198,7 +198,7 @@ def to_hub(asked: Asked, said: Json, times: Times) -> Json:
     choice: Json = {"index": 0, "message": message, "finish_reason": _reason(said.get("stop_reason")), "logprobs": None}
     _add_stop_word(choice, said)
     return {
-        "id": asked.answer_id,
+        "id": openai.id_of(asked),
         "object": "chat.completion",
         "created": int(times.began_utc),
         "model": text_of(said.get("model")) or asked.model,

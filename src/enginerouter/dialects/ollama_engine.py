@@ -198,10 +198,11 @@ def to_hub(asked: Asked, said: Json, times: Times) -> Json:
     if not isinstance(message, dict) and not isinstance(said.get("response"), str):
         raise OddAnswer("it holds no message")
     model = text_of(said.get("model")) or asked.model
-    head: Json = {"id": asked.answer_id, "created": int(times.began_utc), "model": model, "usage": _usage(said)}
+    head: Json = {"id": openai.id_of(asked), "created": int(times.began_utc), "model": model, "usage": _usage(said)}
     if asked.path == openai.COMPLETIONS:
         text = text_of(said.get("response"))
-        choice: Json = {"index": 0, "text": text, "finish_reason": _reason(said, has_calls=False), "logprobs": None}
+        choice: Json = {"index": 0, "text": text, "finish_reason": _reason(said, has_calls=False)}
+        choice["logprobs"] = _listed_logprobs(said) if said.get("logprobs") else None
         return {**head, "object": "text_completion", "choices": [choice]}
     delta = _delta(dict_of(message), asked.answer_id)
     calls = delta.pop("tool_calls", [])
@@ -228,6 +229,18 @@ def _embeddings(asked: Asked, said: Json) -> Json:
     count = count_of(said.get("prompt_eval_count")) or 0
     usage = {"prompt_tokens": count, "total_tokens": count}
     return {"object": "list", "model": text_of(said.get("model")) or asked.model, "data": data, "usage": usage}
+
+
+def _listed_logprobs(said: Json) -> Json:
+    """As /v1/completions has them: lists side by side."""
+    ones = dicts_of(said.get("logprobs"))
+    tops = [{text_of(t.get("token")): t.get("logprob") for t in dicts_of(o.get("top_logprobs"))} for o in ones]
+    tokens, offsets, at = [text_of(o.get("token")) for o in ones], [], 0
+    for token in tokens:
+        offsets.append(at)
+        at += len(token)
+    values = [o.get("logprob") for o in ones]
+    return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
 
 
 def _usage(said: Json) -> Json:
@@ -306,7 +319,8 @@ class OllamaReader:
         else:
             choice["text"] = text_of(said.get("response"))
         if logprobs := dicts_of(said.get("logprobs")):
-            choice["logprobs"] = {"content": logprobs, "refusal": None}
+            is_chat = "delta" in choice
+            choice["logprobs"] = {"content": logprobs, "refusal": None} if is_chat else _listed_logprobs(said)
         chunks: list[Json] = (
             [{"model": model, "choices": [choice]}] if choice.get("delta") or choice.get("text") else []
         )

@@ -90,6 +90,14 @@ def _planned(
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer in the client's dialect, and the tokens it cost."""
+
+    body: bytes
+    usage: Usage | None
+
+
+@dataclass(frozen=True, slots=True)
 class Translation:
     """What to send (`path`, `body`), and how to read what comes back. `engine_dialect` is what `body` is written in."""
 
@@ -100,23 +108,21 @@ class Translation:
     asked: Asked
     _hub_path: str
 
-    def answer(self, raw: bytes, times: Times, now: float, *, engine: str) -> tuple[bytes, Usage | None]:
-        """A whole answer of status 200, for the client, and the tokens it says.
+    def answer(self, raw: bytes, times: Times, now: float, *, engine: str) -> Answer | Failure:
+        """A whole answer of status 200, for the client; a Failure if it is an error all the same (some providers do).
 
-        `now` is monotonic seconds. Raises UpstreamFailed naming `engine` if it is no answer.
+        `now` is monotonic seconds. Raises UpstreamFailed naming `engine` if it is neither.
         """
         try:
             said = json.loads(raw, parse_constant=_no_number)
             if not isinstance(said, dict):
                 raise OddAnswer("it is no JSON object")
-            if (failure := openai.stream_failure(said)) is not None:
-                raise OddAnswer(f"it is an error: {failure.fields['message']}")
-            return self._answer(said, times, now)
+            return openai.stream_failure(said) or self._answer(said, times, now)
         except (OddAnswer, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
             why = str(error) if isinstance(error, OddAnswer) else "it is no JSON"
             raise UpstreamFailed(engine, f"the answer of {engine} cannot be translated: {why}") from error
 
-    def _answer(self, said: Json, times: Times, now: float) -> tuple[bytes, Usage | None]:
+    def _answer(self, said: Json, times: Times, now: float) -> Answer:
         hub_asked = replace(self.asked, path=self._hub_path)
         if self.engine_dialect == "ollama":
             said = ollama_engine.to_hub(hub_asked, said, times)
@@ -127,7 +133,7 @@ class Translation:
             said = ollama_answers.from_hub(self.asked, said, times, now)
         elif self.client.name == "anthropic":
             said = anthropic_answers.from_hub(self.asked, said)
-        return compact(said).encode(), usage
+        return Answer(compact(said).encode(), usage)
 
     def stream(self, times: Times) -> Stream:
         """The translator of one streamed answer. Made when the engine's answer begins, for one try."""
