@@ -1,9 +1,10 @@
 """Golden transcripts: files that show what a client sends and gets, and what an engine gets and says.
 
 A transcript holds `client`, `path`, `engine` (the dialects it speaks) and `request`; then what is `sent` to the engine,
-or the words of a `refused` one; then either `answer` and what is `shown` of it, or `stream` and the `events` it becomes,
-with `failure` where it is not whole. Streams are lists of what their events hold, one every eighth of a second, of which
-the first comes a second after the request; half a second of that was loading. A string is itself (`[DONE]`, a comment).
+or status and words of a `refused` one; then either `answer` and what is `shown` of it, or `stream` and the `events` it
+becomes, with `failure` where it is not whole. Streams are lists of what their events hold, one every eighth of a
+second, of which the first comes a second after the request; half a second of that was loading. A string stands for
+itself (`[DONE]`, a comment).
 """
 
 from __future__ import annotations

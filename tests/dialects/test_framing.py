@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -23,7 +24,7 @@ def lines_of(*pieces: bytes) -> list[bytes]:
 
 def cut(raw: bytes, places: list[int]) -> list[bytes]:
     ends = [0, *sorted(p % (len(raw) + 1) for p in places), len(raw)]
-    return [raw[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    return [raw[a:b] for a, b in pairwise(ends)]
 
 
 SSE = {
@@ -106,15 +107,13 @@ def test_blank_lines_and_spaces_are_no_lines_of_json() -> None:
 def test_a_line_that_never_ends_is_an_error_by_name(pieces: list[bytes]) -> None:
     splitter = LineSplitter(limit_bytes=10)
     with pytest.raises(FrameTooLarge, match="larger than 10 bytes"):
-        for piece in pieces:
-            splitter.feed(piece)
+        _ = [splitter.feed(piece) for piece in pieces]
 
 
 def test_an_event_of_many_lines_is_bounded_too() -> None:
     splitter = EventSplitter(limit_bytes=100)
     with pytest.raises(FrameTooLarge):
-        for _ in range(50):
-            splitter.feed(b"data: 12345\n")
+        _ = [splitter.feed(b"data: 12345\n") for _ in range(50)]
 
 
 def test_many_small_events_are_not() -> None:

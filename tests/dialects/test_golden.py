@@ -1,4 +1,4 @@
-"""Every row of the mapping tables between the dialects, both ways, as transcripts that can be read: see golden_kit.py."""
+"""Every row of the mapping tables between the dialects, both ways, as transcripts to read: see golden_kit.py."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any
 
-from enginerouter.dialects.base import Asked, Failure, Fields, Times, Usage, usage_of
+from enginerouter.dialects.base import Asked, Failure, Fields, Times, Usage, first_choice, usage_of
 from enginerouter.dialects.framing import EventSplitter
 from enginerouter.dialects.reading import Json, compact, dict_of, dicts_of, text_of
 from enginerouter.errors import RouterError
@@ -193,6 +193,25 @@ def broken_stream(message: str) -> Failure:
 def id_of(asked: Asked) -> str:
     """The id of an answer of ours."""
     return f"{'cmpl' if asked.path == COMPLETIONS else 'chatcmpl'}-{asked.answer_id}"
+
+
+def chunks_of(said: Json) -> list[Json]:
+    """A whole answer as the chunks of a stream. Raises OddAnswer."""
+    choice = dict(first_choice(said))
+    reason = choice.pop("finish_reason", None) or "stop"
+    if "message" in choice:
+        message = dict_of(choice.pop("message"))
+        calls = [{**call, "index": i} for i, call in enumerate(dicts_of(message.get("tool_calls")))]
+        choice["delta"] = {**message, "tool_calls": calls} if calls else message
+    end: Json = {k: v for k, v in choice.items() if k not in ("delta", "text", "logprobs")}
+    end["text" if "text" in choice else "delta"] = "" if "text" in choice else {}
+    told: Json = {k: said[k] for k in ("usage", "timings", "x_groq") if k in said}
+    model = said.get("model")
+    return [
+        {"model": model, "choices": [{**choice, "finish_reason": None}]},
+        {"model": model, "choices": [{**end, "finish_reason": reason}]},
+        {"model": model, "choices": [], **told},
+    ]
 
 
 class OpenAIReader:

@@ -10,12 +10,14 @@ from enginerouter.dialects.reading import Json, compact, dict_of, text_of
 class ToolCall:
     """One call so far. `pieces` are those of its arguments, which are JSON once all are here."""
 
-    __slots__ = ("id", "name", "pieces")
+    __slots__ = ("_looked_at", "id", "name", "pieces")
 
     def __init__(self) -> None:
         self.id = ""
         self.name = ""
         self.pieces: list[str] = []
+        # How many pieces there were when they were last seen to be no whole object.
+        self._looked_at = 0
 
     def add(self, delta: Json) -> str:
         """Take in one piece; gives what it adds to the arguments."""
@@ -31,10 +33,14 @@ class ToolCall:
 
     def is_complete(self) -> bool:
         """Whether the arguments so far are a whole object, so that nothing of it can follow."""
-        try:
-            return isinstance(json.loads("".join(self.pieces)), dict)
-        except (ValueError, RecursionError):
+        if len(self.pieces) == self._looked_at:
             return False
+        try:
+            is_whole = isinstance(json.loads("".join(self.pieces)), dict)
+        except (ValueError, RecursionError):
+            is_whole = False
+        self._looked_at = 0 if is_whole else len(self.pieces)
+        return is_whole
 
     def whole(self) -> Json:
         """The call as a member of an OpenAI message."""

@@ -113,27 +113,40 @@ class Translation:
 
         `now` is monotonic seconds. Raises UpstreamFailed naming `engine` if it is neither.
         """
+        return self._translated(raw, times, engine, lambda said: self._shown(said, times, now))
+
+    def answer_as_stream(self, raw: bytes, times: Times, now: float, *, engine: str) -> Answer | Failure:
+        """The same where a stream was asked for and the engine answered in one piece: the client's whole stream."""
+        return self._translated(raw, times, engine, lambda said: self._streamed(said, times, now))
+
+    def _translated(self, raw: bytes, times: Times, engine: str, write: Callable[[Json], Answer]) -> Answer | Failure:
         try:
             said = json.loads(raw, parse_constant=_no_number)
             if not isinstance(said, dict):
                 raise OddAnswer("it is no JSON object")
-            return openai.stream_failure(said) or self._answer(said, times, now)
+            return openai.stream_failure(said) or write(self._to_hub(said, times))
         except (OddAnswer, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
             why = str(error) if isinstance(error, OddAnswer) else "it is no JSON"
             raise UpstreamFailed(engine, f"the answer of {engine} cannot be translated: {why}") from error
 
-    def _answer(self, said: Json, times: Times, now: float) -> Answer:
-        hub_asked = replace(self.asked, path=self._hub_path)
+    def _to_hub(self, said: Json, times: Times) -> Json:
+        asked = replace(self.asked, path=self._hub_path)
         if self.engine_dialect == "ollama":
-            said = ollama_engine.to_hub(hub_asked, said, times)
-        elif self.engine_dialect == "anthropic":
-            said = anthropic_engine.to_hub(hub_asked, said, times)
+            return ollama_engine.to_hub(asked, said, times)
+        return anthropic_engine.to_hub(asked, said, times) if self.engine_dialect == "anthropic" else said
+
+    def _shown(self, said: Json, times: Times, now: float) -> Answer:
         usage = usage_of(said)
         if self.client.name == "ollama":
             said = ollama_answers.from_hub(self.asked, said, times, now)
         elif self.client.name == "anthropic":
             said = anthropic_answers.from_hub(self.asked, said)
         return Answer(compact(said).encode(), usage)
+
+    def _streamed(self, said: Json, times: Times, now: float) -> Answer:
+        writer = _WRITERS[self.client.name](self.asked, times)
+        body = b"".join([writer.write(chunk, now) for chunk in openai.chunks_of(said)])
+        return Answer(body + writer.finish(now), writer.usage)
 
     def stream(self, times: Times) -> Stream:
         """The translator of one streamed answer. Made when the engine's answer begins, for one try."""
