@@ -141,14 +141,19 @@ def test_any_stream_becomes_whole_events_and_an_end_or_a_failure(data: st.DataOb
 
 
 @settings(max_examples=80, deadline=None)
-@given(one=st.sampled_from(STREAMED), places=st.lists(st.integers(0, 5000), max_size=12))
-def test_any_cut_of_a_stream_is_translated_the_same(one: dict[str, Any], places: list[int]) -> None:
+@given(
+    one=st.sampled_from(STREAMED),
+    places=st.lists(st.integers(0, 5000), max_size=12),
+    line_end=st.sampled_from([b"\n", b"\r\n", b"\r"]),
+)
+def test_any_cut_of_a_stream_is_translated_the_same(one: dict[str, Any], places: list[int], line_end: bytes) -> None:
     translation = planned(one)
     assert translation is not None
     whole = b"".join(frame(translation.engine_dialect, said) for said in one["stream"])
-    ends = [0, *sorted(p % (len(whole) + 1) for p in places), len(whole)]
+    framed = whole.replace(b"\n", line_end)
+    ends = [0, *sorted(p % (len(framed) + 1) for p in places), len(framed)]
     results = []
-    for pieces in ([whole], [whole[a:b] for a, b in pairwise(ends)]):
+    for pieces in ([whole], [framed[a:b] for a, b in pairwise(ends)]):
         stream = translation.stream(TIMES)
         out = b"".join([*(stream.feed(piece, BEGAN_AT + 1) for piece in pieces), stream.end(BEGAN_AT + 1)])
         results.append((out, stream.failure, stream.usage))

@@ -235,6 +235,15 @@ def test_an_event_too_large_is_a_failure_of_the_stream() -> None:
     assert (stream.end(2.0), stream.is_done) == (b"", False)
 
 
+def test_a_finish_reason_error_is_a_failure() -> None:
+    translation = plan(OLLAMA, "/api/chat", {"model": "m", "messages": []}, ["openai"], answer_id="a")
+    assert translation is not None
+    stream = translation.stream(Times(0.0, 0.0))
+    assert stream.feed(b'data: {"choices":[{"delta":{},"finish_reason":"error"}]}\n\ndata: [DONE]\n\n', 1.0) == b""
+    assert stream.failure is not None
+    assert not stream.is_done
+
+
 def test_a_role_is_no_beginning_of_an_answer() -> None:
     translation = plan(OLLAMA, "/api/chat", {"model": "m", "messages": []}, ["openai"], answer_id="a")
     assert translation is not None

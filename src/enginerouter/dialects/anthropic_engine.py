@@ -38,7 +38,7 @@ _REASONS = {"max_tokens": "length", "model_context_window_exceeded": "length", "
 
 def from_hub(body: Json) -> Json:
     """The body for /v1/messages. Raises BadRequest that names the field."""
-    said = {k: v for k, v in body.items() if k not in _TAKEN}
+    said = {k: v for k, v in body.items() if k not in _TAKEN and v is not None}
     for key in ("temperature", "top_p"):
         number(body, key)
     limit = whole(body, "max_completion_tokens") or whole(body, "max_tokens") or DEFAULT_MAX_TOKENS

@@ -19,7 +19,7 @@ def to_hub(body: Json, *, is_strict: bool) -> Json:
 
     `is_strict`: the engine refuses fields that OpenAI does not have (remote providers do).
     """
-    hub = {k: v for k, v in body.items() if k not in _TAKEN}
+    hub = {k: v for k, v in body.items() if k not in _TAKEN and v is not None}
     limit = whole(body, "max_tokens")
     if limit is None or limit < 1:
         raise BadRequest("'max_tokens' is missing: it must be a whole number of at least 1")
@@ -31,7 +31,7 @@ def to_hub(body: Json, *, is_strict: bool) -> Json:
     for key in ("temperature", "top_p"):
         number(body, key)
     if whole(body, "top_k") is not None and is_strict:
-        del hub["top_k"]
+        hub.pop("top_k")
     messages = _system(body.get("system"))
     for index, message in enumerate(objects(body.get("messages"), "messages")):
         messages += _message(message, f"messages[{index}].", is_strict=is_strict)

@@ -49,7 +49,7 @@ def from_hub(path: str, body: Json) -> Json:
             raise BadRequest("'input' is missing: it must be a string or an array of strings")
         given = body["input"]
         return {**kept, "input": given if isinstance(given, str) else texts(given, "input")}
-    said = {k: v for k, v in body.items() if k not in _TAKEN}
+    said = {k: v for k, v in body.items() if k not in _TAKEN and v is not None}
     said["stream"] = optional(body, "stream", bool) is True
     if options := _options(body):
         said["options"] = options
@@ -129,7 +129,7 @@ def _messages(given: list[Json]) -> list[Json]:
         at = f"messages[{index}]."
         role = needed(message, "role", str, at)
         left_out = ("reasoning_content", "reasoning", "tool_calls", "content", "name")
-        said = {k: v for k, v in message.items() if k not in left_out}
+        said = {k: v for k, v in message.items() if k not in left_out and v is not None}
         said["role"] = {"developer": "system", "function": "tool"}.get(role, role)
         said["content"], pictures = _content(message.get("content"), at)
         if pictures:

@@ -34,7 +34,7 @@ def to_hub(path: str, body: Json, *, is_strict: bool) -> tuple[str, Json]:
     """
     if path in (ollama.EMBED, ollama.EMBEDDINGS):
         return openai.EMBEDDINGS, _embeddings(path, body)
-    hub = {k: v for k, v in body.items() if k not in _TAKEN}
+    hub = {k: v for k, v in body.items() if k not in _TAKEN and v is not None}
     is_stream = optional(body, "stream", bool) is not False
     hub["stream"] = is_stream
     if is_stream:
@@ -181,7 +181,8 @@ def _messages(given: list[Json], *, is_strict: bool) -> list[Json]:
         at = f"messages[{index}]."
         role = needed(message, "role", str, at).lower()
         content = optional(message, "content", str, at) or ""
-        made = {k: v for k, v in message.items() if k not in ("images", "thinking", "tool_calls", "tool_name")}
+        left_out = ("images", "thinking", "tool_calls", "tool_name")
+        made = {k: v for k, v in message.items() if k not in left_out and v is not None}
         pictures = texts(message.get("images"), f"{at}images")
         made["role"], made["content"] = role, _with_pictures(content, pictures, f"{at}images")
         thinking = optional(message, "thinking", str, at)

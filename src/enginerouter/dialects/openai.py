@@ -250,6 +250,8 @@ class OpenAIReader:
                 continue
             if "choices" not in chunk or chunk.get("error"):
                 self.failure = stream_failure(chunk)
+            elif b'"error"' in data and any(c.get("finish_reason") == "error" for c in dicts_of(chunk["choices"])):
+                self.failure = broken_stream("the engine ended its answer with finish_reason 'error'")
             if self.failure is None:
                 chunks.append(chunk)
         return chunks
