@@ -26,6 +26,9 @@ How one request is translated, in the order of the data path (`translation.py`):
    `stream.has_begun` says that something of the answer came, and no mere role: until then a chain may go on.
    `stream.usage` counts tokens. Keep-alives fit between any two results of `feed`.
 
+All of it may run in a thread: nothing here is shared. Only `plan`, `payload` and `answer` of megabytes (pictures,
+embeddings) are worth one; `is_strict` is for remote engines.
+
 | client | path | engine that speaks OpenAI | only Ollama | only Anthropic |
 | --- | --- | --- | --- | --- |
 | OpenAI | /v1/chat/completions | passes | /api/chat | /v1/messages |
