@@ -174,12 +174,9 @@ class Exchange:
         if not self._client.is_beating:  # as in a chain, after its first target
             self._client.wait_for_lease()
         began_at = time.monotonic()
-        ticket = self._coordinator.enqueue(self._target.slot, priority=self._call.identity.priority)
         try:
-            lease = await ticket.granted
-        except BaseException:
-            self._coordinator.leave(ticket)
-            raise
+            with self._coordinator.place(self._target.slot, priority=self._call.identity.priority) as ticket:
+                lease = await ticket.granted
         finally:
             waited = time.monotonic() - began_at
             self._record.queue_s += waited
