@@ -286,6 +286,12 @@ class LoopDetected(RouterError):
         self.instance = instance
 
 
+class NoLongerConfigured(EngineUnavailable):
+    """A reload took away what the request was for. Asked again, it is answered by the new configuration."""
+
+    code = "no_longer_configured"
+
+
 class ShuttingDown(EngineUnavailable):
     code = "shutting_down"
 

@@ -139,12 +139,16 @@ class ControlClient:
 
     def __init__(self, base_url: str, control_headers: Mapping[str, str], api_key: str | None) -> None:
         self.base_url = base_url
+        self._session: aiohttp.ClientSession | None = None
+        self.configure(control_headers, api_key)
+
+    def configure(self, control_headers: Mapping[str, str], api_key: str | None) -> None:
+        """Send these with every call from now on."""
         self._headers = {"Accept-Encoding": "identity"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         given = {name.lower() for name in control_headers}
         self._headers = {k: v for k, v in self._headers.items() if k.lower() not in given} | dict(control_headers)
-        self._session: aiohttp.ClientSession | None = None
 
     async def ask(self, method: str, path: str, *, timeout_s: float, body: Any = None) -> Said:
         """Call and read the whole answer, whatever its status. Raises ControlFailed if there is none."""

@@ -128,11 +128,15 @@ class Prober:
     """Owns the HTTP session that an engine's own calls use."""
 
     def __init__(self, control_headers: Mapping[str, str], api_key: str | None) -> None:
+        self._session: aiohttp.ClientSession | None = None
+        self.configure(control_headers, api_key)
+
+    def configure(self, control_headers: Mapping[str, str], api_key: str | None) -> None:
+        """Send these with every call from now on."""
         self._headers = {"Accept-Encoding": "identity"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._headers |= control_headers
-        self._session: aiohttp.ClientSession | None = None
 
     async def probe(self, rule: ReadyRule, host: str, port: int, timeout_s: float) -> Answer:
         """Ask once. Never raises but when cancelled."""

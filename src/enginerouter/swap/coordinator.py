@@ -2,7 +2,8 @@
 
 A request asks for a lease (`try_lease`, or `place` and await the ticket) and gives it back; it never runs a swap.
 This is the way in, the life of the whole, and an operator's word. The parts: `board` (what is shared), `leases`
-(leases and tickets), `holding`, `dispatch` (what follows from a change; it asks `policy`), `swaps` (walks and moves).
+(leases and tickets), `holding`, `dispatch` (what follows from a change; it asks `policy`), `swaps` (walks and moves),
+`renewal` (what a reload changes).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 
 from enginerouter.engines.base import Engine, Sleeper
 from enginerouter.errors import FreeFailed, ShuttingDown
@@ -25,6 +26,7 @@ from enginerouter.swap.leases import Leases
 from enginerouter.swap.memory import MemorySource
 from enginerouter.swap.model import Lane, Learned, Observer, Rules, Slot, SlotSpec
 from enginerouter.swap.phases import Event, Phase
+from enginerouter.swap.renewal import Renewals, Renewed, SpecOf
 from enginerouter.swap.swaps import Swaps
 from enginerouter.swap.takeover import taken_over
 from enginerouter.swap.walk import CUT_GRACE_S
@@ -37,19 +39,22 @@ WISH_S = 300.0
 
 
 class Coordinator:
-    """See the module. `learned` is what an earlier run measured; the slots go on writing to these objects."""
+    """See the module. `learned` is what an earlier run measured; the slots go on writing to these objects.
+
+    `engines` is kept and changed: a reload adds, replaces and takes away.
+    """
 
     def __init__(
         self,
         specs: Iterable[SlotSpec],
-        engines: Mapping[str, Engine],
+        engines: MutableMapping[str, Engine],
         rules: Rules,
         memory: MemorySource,
         *,
         observer: Observer,
         learned: Mapping[SlotId, Learned] | None = None,
         now: Callable[[], float] = time.monotonic,
-        spec_of: Callable[[SlotId], SlotSpec] = SlotSpec,
+        spec_of: SpecOf = SlotSpec,
     ) -> None:
         self._engines = engines
         self._memory = memory
@@ -61,7 +66,9 @@ class Coordinator:
         self._leases = leases = Leases(board, self._dispatch)
         self._holding = holding = Holding(board, leases, self._dispatch)
         self._swaps = Swaps(board, engines, memory, observer, self._tasks, leases, holding, self._dispatch)
-        self._dispatcher = Dispatcher(board, leases, holding, self._swaps.begin)
+        swaps = self._swaps
+        self._renewals = Renewals(board, engines, self._tasks, leases, swaps.move, swaps.crashed, self._dispatch)
+        self._dispatcher = Dispatcher(board, leases, holding, swaps.begin, self._renewals.renew)
         # The way of every request: no call in between.
         self.try_lease = leases.try_lease
         self.lease_beside = leases.lease_beside
@@ -70,7 +77,8 @@ class Coordinator:
         self.leave = leases.leave
         self.hold = holding.hold
         self.release = holding.release
-        self.crashed = self._swaps.crashed
+        self.crashed = swaps.crashed
+        self.engine_to_be = self._renewals.engine_to_be
 
     def _dispatch(self, lane: Lane) -> None:
         self._dispatcher.run(lane)
@@ -84,26 +92,33 @@ class Coordinator:
             engine.watch(self.crashed)
         # Before the rest: taking over may take long, and this is the sign of life that `/health` goes by.
         slots = board.slots.values()
-        looking = lookout.look_after(slots, self._engines, self._memory, board.rules, self._now, self._turn)
+        looking = lookout.look_after(slots, self._engines, self._memory, lambda: board.rules, self._now, self._turn)
         self._tasks.spawn(looking, "look after leases")
-        async for name, adopted in taken_over(self._engines):
-            if isinstance(adopted, FreeFailed):
-                # Nothing is started on top of it; each slot is freed again before its memory is used.
-                for slot in [s for s in board.slots.values() if s.id.engine == name]:
-                    self._swaps.move(slot, Event.NOT_GONE, adopted.message)
-                continue
-            for slot_id in adopted:
-                self.add(slot_id)
-                self._adopted(board.slots[slot_id])
+        async for name, found in taken_over(self._engines):
+            self._take_over(name, found)
         for slot in board.slots.values():
             slot.wish = "preload" if slot.spec.is_preloaded and slot.phase is Phase.COLD else ""
         board.has_started = True
-        for lane in board.lanes:
+        self._dispatch_all()
+
+    def _dispatch_all(self) -> None:
+        for lane in list(self._board.lanes):
             self._dispatch(lane)
+
+    def _take_over(self, engine: str, found: list[SlotId] | FreeFailed) -> None:
+        board = self._board
+        if isinstance(found, FreeFailed):
+            # Nothing is started on top of it; each slot is freed again before its memory is used.
+            for slot in [s for s in board.slots.values() if s.id.engine == engine]:
+                self._swaps.move(slot, Event.NOT_GONE, found.message)
+            return
+        for slot_id in found:
+            self.add(slot_id)
+            self._adopted(board.slots[slot_id])
 
     def _adopted(self, slot: Slot) -> None:
         now = self._now()
-        self._swaps.move(slot, Event.ADOPT, "left running by an earlier router")
+        self._swaps.move(slot, Event.ADOPT, "it was running")
         others = [s for s in self._board.lane_of(slot).residents() if s is not slot]
         try:
             slot.is_unload_wanted = bool(plan_eviction(slot, others, self._board.rules))
@@ -112,9 +127,16 @@ class Coordinator:
         slot.active_at = now
 
     def add(self, slot_id: SlotId) -> None:
-        """Let a slot be known that the configuration did not name (`engine/model`). Nothing for one that is."""
-        if slot_id not in self._board.slots:
-            self._board.add(self._spec_of(slot_id))
+        """Let a slot be known that the configuration did not name (`engine/model`). Nothing for one that is.
+
+        Raises NoLongerConfigured for what a reload has taken away.
+        """
+        if slot_id in self._board.slots:
+            return
+        spec = self._spec_of(slot_id)
+        if spec is None or slot_id.engine not in self._engines:
+            raise words.removed(slot_id)
+        self._board.add(spec)
 
     def refuse_new(self) -> None:
         """From now on nobody is let in, and all who wait are told so. Leases go on."""
@@ -123,8 +145,7 @@ class Coordinator:
         for slot in board.slots.values():
             self._leases.reject(slot, ShuttingDown("the router is shutting down; try again shortly", retry_after_s=5))
         self._holding.end(board.pool, "the router is shutting down")
-        for lane in board.lanes:
-            self._dispatch(lane)  # a drain for those who waited is called off
+        self._dispatch_all()  # a drain for those who waited is called off
 
     async def end_leases(self, within_s: float) -> None:
         """Let the running requests end within a time; what still runs then is cut, with a word to its client."""
@@ -157,6 +178,7 @@ class Coordinator:
         else:
             asleep = [s for s in slots if isinstance(self._engines[s.id.engine], Sleeper)]
             ending += [s for s in asleep if s.phase is Phase.COLD]
+        await self._renewals.close()
         results = await asyncio.gather(*(self._end(s) for s in ending), return_exceptions=True)
         for slot, result in zip(ending, results, strict=True):
             if isinstance(result, BaseException):
@@ -205,6 +227,17 @@ class Coordinator:
     def reset(self, slot_id: SlotId) -> None:
         """Close the start circuit."""
         self._board.slots[slot_id].circuit = circuit.CLOSED
+
+    # --- a reload
+
+    def renew(self, renewed: Renewed, running: Mapping[str, list[SlotId] | FreeFailed]) -> None:
+        """Go by another configuration from now on, in one step. `running`: what new engines have in memory already."""
+        self._spec_of = renewed.spec_of
+        may_start = {slot_id.engine for slot_id in self._renewals.apply(renewed)}
+        for name, found in running.items():
+            if name in may_start and not any(s.fate for s in self._board.slots.values() if s.id.engine == name):
+                self._take_over(name, found)
+        self._dispatch_all()
 
     # --- reading
 

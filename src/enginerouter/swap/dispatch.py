@@ -13,13 +13,21 @@ from enginerouter.swap.model import Lane, Plan
 
 
 class Dispatcher:
-    """`begin` starts a walk by a plan; it does not wait for it."""
+    """`begin` starts a walk by a plan, `renew` the making anew of what is outdated; neither waits for it."""
 
-    def __init__(self, board: Board, leases: Leases, holding: Holding, begin: Callable[[Lane, Plan], None]) -> None:
+    def __init__(
+        self,
+        board: Board,
+        leases: Leases,
+        holding: Holding,
+        begin: Callable[[Lane, Plan], None],
+        renew: Callable[[Lane], None],
+    ) -> None:
         self._board = board
         self._leases = leases
         self._holding = holding
         self._begin = begin
+        self._renew = renew
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._timer_at: dict[int, float] = {}
 
@@ -33,6 +41,7 @@ class Dispatcher:
         if lane.swap is not None:
             lane.changed.set()
         elif board.has_started and not board.is_closing:
+            self._renew(lane)
             until = self._next(lane, now)
         if lane.hold is not None and board.has_started and lane.swap is None and not lane.residents():
             lane.hold.decide(True)

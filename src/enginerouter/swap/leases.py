@@ -80,10 +80,13 @@ class Leases:
     def enqueue(self, slot_id: SlotId, *, priority: int = 0, is_explicit: bool = False) -> Ticket:
         """A place in the queue. The caller awaits `granted` and, whatever happens, calls `leave` or uses the lease.
 
-        Raises QueueFull, StartCircuitOpen, Held or ShuttingDown; other reasons come through `granted`.
+        Raises QueueFull, StartCircuitOpen, Held, ShuttingDown or NoLongerConfigured; other reasons come through
+        `granted`.
         """
         board = self._board
         slot, now = board.slots[slot_id], board.now()
+        if slot.fate == "removed":
+            raise words.removed(slot_id)
         lane = board.lane_of(slot)
         if board.is_closing:
             raise ShuttingDown("the router is shutting down; try again shortly", retry_after_s=5)
@@ -173,9 +176,8 @@ class Leases:
             for ticket in [t for t in slot.queue if now - t.arrived_at >= limit]:
                 slot.queue.remove(ticket)
                 self._board.queued -= 1
-                what = "has had no room (max_in_flight)" if slot.phase is Phase.READY else "its swap has not begun"
                 error = QueueTimedOut(
-                    f"waited {limit:g} s for {slot.id} (queue_timeout_s): {what}; try again later",
+                    f"waited {limit:g} s for {slot.id} (queue_timeout_s): {_why_still(slot)}; try again later",
                     retry_after_s=eta.until_ready_s(slot, lane, self._board.rules, now),
                 )
                 _fail(ticket, error)
@@ -196,6 +198,12 @@ def may_not_start(slot: Slot, now: float) -> bool:
 def is_under_way(slot: Slot, lane: Lane) -> bool:
     """Whether the swap that its waiters wait for has begun: they are not timed out any more."""
     return lane.swap is not None and lane.swap.plan.target == slot.id and lane.swap.step != "checking"
+
+
+def _why_still(slot: Slot) -> str:
+    if slot.is_outdated:
+        return "its configuration has changed, and answers of before are not at their end"
+    return "has had no room (max_in_flight)" if slot.phase is Phase.READY else "its swap has not begun"
 
 
 def _fail(ticket: Ticket, error: RouterError) -> None:

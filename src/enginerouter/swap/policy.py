@@ -21,6 +21,8 @@ from enginerouter.swap.phases import NOTHING_TO_DRAIN, ON_ITS_WAY_OUT, Phase
 HOLD = "hold"
 # The reason of a plan for a target that a chain had to go past.
 WISH = "wish"
+# The reason of a plan that frees what a reload has changed or taken away.
+RELOAD = "reload"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,8 @@ def _next_unload(lane: Lane, rules: Rules, now: float, wakes: list[float]) -> Pl
     for slot in lane.slots.values():
         if slot.phase is Phase.CRASHED:
             return Plan(None, (slot.id,), "crash")
+        if slot.is_outdated and (_is_idle(slot) or (slot.phase is Phase.STUCK and slot.queue)):
+            return Plan(None, (slot.id,), RELOAD)
         if slot.is_unload_wanted and (slot.phase is Phase.STUCK or _is_idle(slot)):
             return Plan(None, (slot.id,), "unload")
         if not _is_idle(slot):
@@ -160,7 +164,7 @@ def _next_wanted(lane: Lane, rules: Rules, now: float, wakes: list[float]) -> Pl
     Not while its start circuit is open; adds to `wakes` when that closes.
     """
     for slot in lane.slots.values():
-        if slot.is_wanted and slot.phase is Phase.COLD:
+        if slot.is_wanted and slot.phase is Phase.COLD and not slot.is_outdated:
             if slot.circuit.is_open(now):
                 wakes.append(slot.circuit.open_until)
             elif not _is_blocked(slot, lane, rules):
@@ -173,7 +177,7 @@ def _next_wished(lane: Lane, rules: Rules, now: float, wakes: list[float]) -> Pl
     if lane.wished_until <= now:
         return None
     for slot in sorted(lane.slots.values(), key=lambda s: s.wished_until):
-        if slot.wished_until <= now or slot.phase is not Phase.COLD:
+        if slot.wished_until <= now or slot.phase is not Phase.COLD or slot.is_outdated:
             continue
         try:
             victims = in_the_way(slot, lane, rules)
@@ -246,9 +250,9 @@ def _in_the_way_of(slot: Slot, residents: list[Slot], rules: Rules) -> list[Slot
 def should_end_start(lane: Lane, target: Slot, rules: Rules) -> bool:
     """Whether the start in progress has nobody who waits for it, and is in the way of (or told to go by) somebody.
 
-    A hold ends every start, whoever waits for it.
+    A hold ends every start, whoever waits for it; so does a reload that has changed what is started.
     """
-    if lane.hold is not None:
+    if lane.hold is not None or target.is_outdated:
         return True
     if target.queue:
         return False

@@ -75,7 +75,10 @@ class Swaps:
         except CalledOff as off:
             result = off.result or ("called_off" if swap.freed else "")
         except StartEnded:
-            result, message = "ended", "nobody waited for it any more"
+            target = lane.slots[swap.plan.target] if swap.plan.target is not None else None
+            is_outdated = target is not None and target.is_outdated
+            why = "its configuration has changed" if is_outdated else "nobody waited for it any more"
+            result, message = "ended", why
         except RouterError as error:
             result, message = ("refused" if error.code == "engine_busy" else "failed"), error.message
             # Those who came after the failure was told wait for a start of their own.
@@ -102,6 +105,9 @@ class Swaps:
         elif swap.plan.reason == policy.HOLD and error is not None:
             # Nothing is left half held, and nothing is tried for ever.
             self._holding.end(lane, error.message, error)
+        elif swap.plan.reason == policy.RELOAD and error is not None:
+            for slot_id in swap.plan.victims:
+                self._leases.reject(lane.slots[slot_id], error)
 
     def _over(self, lane: Lane, swap: Swap, result: str, message: str) -> None:
         now = self._board.now()
@@ -156,7 +162,9 @@ class Swaps:
 
     def crashed(self, slot_id: SlotId, error: EngineCrashed) -> None:
         """A ready slot died. Its requests end, the next one starts it again – unless it does this too often."""
-        slot, now = self._board.slots[slot_id], self._board.now()
+        slot, now = self._board.slots.get(slot_id), self._board.now()
+        if slot is None:
+            return  # its engine was replaced, and this is its last word
         if slot.phase is Phase.STARTING or (slot.phase is Phase.COLD and not self._board.has_started):
             # Between the engine's "ready" (or "taken over") and ours; `move` comes back to it.
             slot.early_crash = error

@@ -123,7 +123,7 @@ class Walk:
             if self._lane.hold is None:
                 raise CalledOff
             return policy.in_the_way_of_hold(self._lane)
-        if target is not None and self._lane.hold is not None:
+        if target is not None and (self._lane.hold is not None or target.is_outdated):
             raise CalledOff
         if target is None:
             victims = [self._lane.slots[v] for v in self._swap.plan.victims]
@@ -247,8 +247,12 @@ class Walk:
             raise failures[0]
 
     async def _stop(self, slot: Slot) -> int:
-        """Gives what it keeps all the same."""
-        await self._engine(slot).stop(slot.id)
+        """Gives what it keeps all the same. What will not be started as it is now is not put to sleep."""
+        engine = self._engine(slot)
+        if slot.is_outdated and isinstance(engine, Sleeper):
+            await engine.end(slot.id)
+            return 0
+        await engine.stop(slot.id)
         return await self._kept(slot)
 
     async def _kept(self, slot: Slot) -> int:
@@ -383,7 +387,7 @@ class Walk:
             await self._settle(target.expected_bytes)
 
     async def _start_once(self, target: Slot) -> None:
-        if self._lane.hold is not None:
+        if self._lane.hold is not None or target.is_outdated:
             raise StartEnded
         self._enter("starting")
         await self._a.memory.refresh()
