@@ -429,11 +429,7 @@ async def leased(coordinator: Coordinator, slot: SlotId, *, priority: int = 0) -
     """As the data path uses it."""
     lease = coordinator.try_lease(slot)
     if lease is None:
-        ticket = coordinator.enqueue(slot, priority=priority)
-        try:
+        with coordinator.place(slot, priority=priority) as ticket:
             lease = await ticket.granted
-        except BaseException:
-            coordinator.leave(ticket)
-            raise
     with lease:
         yield lease

@@ -14,7 +14,7 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from enginerouter.config.engines import ApiSwap
+from enginerouter.config.engines import ApiSwap, EngineSettings
 from enginerouter.engines.http_control import ControlFailed, filled
 from enginerouter.engines.loaded import Listing, Loaded, known_models, loaded_models
 from enginerouter.engines.probe import gap_s
@@ -41,6 +41,14 @@ class ApiSwapEngine(ServerEngine):
         self._unseen: list[str] = []
         # Of those: whose load was given up, and may go on – since when (monotonic).
         self._late: dict[str, float] = {}
+
+    def configure(
+        self, settings: EngineSettings, *, warmup_model: str | None = None, models: Collection[str] = ()
+    ) -> None:
+        assert isinstance(settings, ApiSwap), settings.type
+        self._go_by(settings, settings.health_path)
+        self._settings = settings
+        self._models = tuple(models)
 
     # --- start
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from enginerouter.config.engines import EngineSettings
 from enginerouter.errors import EngineCrashed
 from enginerouter.slots import SlotId
 
@@ -22,6 +23,14 @@ class Engine(Protocol):
 
     def address(self, slot: SlotId) -> str:
         """The base URL (no trailing slash) that requests go to while the slot is ready."""
+
+    def configure(
+        self, settings: EngineSettings, *, warmup_model: str | None = None, models: Collection[str] = ()
+    ) -> None:
+        """Go by these settings from now on. They are of the same kind, and launch and reach the same.
+
+        What runs is left as it is; what is for a launch counts from the next one. See `registry.build_engine`.
+        """
 
     def watch(self, on_exit: OnExit) -> None:
         """Call `on_exit` at once, from the event loop, whenever a ready slot dies that nobody stopped."""

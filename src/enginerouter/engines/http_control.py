@@ -174,8 +174,12 @@ class ControlClient:
 
     def __init__(self, base_url: str, control_headers: Mapping[str, str], api_key: str | None) -> None:
         self.base_url = base_url
-        self._headers = headers_of(control_headers, api_key)
         self._session: aiohttp.ClientSession | None = None
+        self.configure(control_headers, api_key)
+
+    def configure(self, control_headers: Mapping[str, str], api_key: str | None) -> None:
+        """Send these with every call from now on."""
+        self._headers = headers_of(control_headers, api_key)
 
     async def ask(self, method: str, path: str, *, timeout_s: float, body: Any = None, reads: bool = True) -> Said:
         """Call and read the whole answer, whatever its status. Raises ControlFailed if there is none.

@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Collection, Sequence
 
-from enginerouter.config.engines import Ollama
+from enginerouter.config.engines import EngineSettings, Ollama
 from enginerouter.engines.base import Claim
 from enginerouter.engines.http_control import ControlFailed
 from enginerouter.engines.loaded import Listing, known_models, ollama_claim, ollama_running
@@ -38,6 +38,14 @@ class OllamaEngine(ServerEngine):
 
     def __init__(self, settings: Ollama, *, warmup_model: str | None = None) -> None:
         super().__init__(settings, _VERSION)
+        self._settings = settings
+        self._warmup_model = warmup_model
+
+    def configure(
+        self, settings: EngineSettings, *, warmup_model: str | None = None, models: Collection[str] = ()
+    ) -> None:
+        assert isinstance(settings, Ollama), settings.type
+        self._go_by(settings, _VERSION)
         self._settings = settings
         self._warmup_model = warmup_model
 

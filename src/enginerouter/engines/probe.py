@@ -39,11 +39,15 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back of a call. `status` 0: nothing; `document`: its JSON, or None; `saw`: all of it in words."""
+    """What came back of a call. `status` 0: nothing; `document`: its JSON, or None; `saw`: all of it in words.
+
+    `is_late`: nothing came in time, which a busy server does too.
+    """
 
     status: int
     document: Any
     saw: str
+    is_late: bool = False
 
     @property
     def is_ok(self) -> bool:
@@ -123,6 +127,10 @@ class Prober:
     def __init__(self, control_headers: Mapping[str, str], api_key: str | None) -> None:
         self._client = ControlClient("", control_headers, api_key)
 
+    def configure(self, control_headers: Mapping[str, str], api_key: str | None) -> None:
+        """Send these with every call from now on."""
+        self._client.configure(control_headers, api_key)
+
     async def probe(self, rule: ReadyRule, host: str, port: int, timeout_s: float) -> Answer:
         """Ask once. Never raises but when cancelled."""
         try:
@@ -145,16 +153,22 @@ class Prober:
     async def warm_up(self, address: str, model: str, timeout_s: float) -> Reply:
         return await warm_up(self._client, address, model, timeout_s)
 
+    async def glance(self, url: str, *, timeout_s: float) -> Reply:
+        """GET, and no more than the status is read: lists of models can be long. Never raises but when cancelled."""
+        return await reply(self._client, "GET", url, timeout_s=timeout_s, reads=False)
+
     async def close(self) -> None:
         await self._client.close()
 
 
-async def reply(client: ControlClient, method: str, path: str, body: object = None, *, timeout_s: float) -> Reply:
+async def reply(
+    client: ControlClient, method: str, path: str, body: object = None, *, timeout_s: float, reads: bool = True
+) -> Reply:
     """Never raises but when cancelled."""
     try:
-        said = await client.ask(method, path, body=body, timeout_s=timeout_s)
+        said = await client.ask(method, path, body=body, timeout_s=timeout_s, reads=reads)
     except ControlFailed as failed:
-        return Reply(0, None, failed.sentence)
+        return Reply(0, None, failed.sentence, is_late=failed.is_late)
     text = said.body[:200].decode(errors="replace")
     return Reply(said.status, said.document, printable(f"status {said.status} {text}".rstrip()))
 

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from enginerouter.config.engines import GenericProcess
+from enginerouter.config.engines import EngineSettings, GenericProcess
 from enginerouter.engines import adoption, keepslots, ports, proctree, sleeping
 from enginerouter.engines.adoption import LaunchRecord
 from enginerouter.engines.base import OnExit
@@ -81,7 +81,17 @@ class GenericProcessEngine:
 
     def address(self, slot: SlotId) -> str:
         """Port 0 where a free one will be chosen, and none has been yet."""
+        if (child := self._children.get(slot)) is not None:
+            return child.launch.address  # as it was launched, whatever is configured by now
         return self._plan(slot, self._ports.get(slot, 0)).address
+
+    def configure(
+        self, settings: EngineSettings, *, warmup_model: str | None = None, models: Collection[str] = ()
+    ) -> None:
+        assert isinstance(settings, GenericProcess), settings.type
+        self._settings = settings
+        self._warmup_model = warmup_model or settings.name
+        self._prober.configure(settings.control_headers, settings.api_key)
 
     def watch(self, on_exit: OnExit) -> None:
         self._on_exit = on_exit

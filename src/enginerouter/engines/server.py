@@ -31,12 +31,17 @@ class ServerEngine:
 
     def __init__(self, settings: ApiSwap | Ollama, alive_path: str) -> None:
         self._name = settings.name
-        self._alive_path = alive_path
-        self._start_timeout_s = settings.start_timeout_s
         self._base_url = (settings.base_url or "").rstrip("/")
-        self._client = ControlClient(self._base_url, settings.control_headers, settings.api_key)
+        self._client = ControlClient(self._base_url, {}, None)
         self._tasks = TaskGroup()
         self._watch = ServerWatch(settings.name, self._refusal, self._tasks, self._unloaded)
+        self._go_by(settings, alive_path)
+
+    def _go_by(self, settings: ApiSwap | Ollama, alive_path: str) -> None:
+        """The half of `Engine.configure` that is the same for all."""
+        self._alive_path = alive_path
+        self._start_timeout_s = settings.start_timeout_s
+        self._client.configure(settings.control_headers, settings.api_key)
         self._trusts_local = settings.trust_local
         unit = settings.systemd_unit
         self._unit = DaemonUnit(settings.name, unit, settings.systemd_scope) if unit is not None else None

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Collection
 
-from enginerouter.config.engines import SystemdUnit
+from enginerouter.config.engines import EngineSettings, SystemdUnit
 from enginerouter.engines import ports, proctree
 from enginerouter.engines.base import Found, OnExit
 from enginerouter.engines.child import wait_gone
@@ -64,15 +64,12 @@ class SystemdUnitEngine:
         warmup_model: str | None = None,
         call_timeout_s: float = CALL_TIMEOUT_S,
     ) -> None:
-        self._settings = settings
-        self._warmup_model = warmup_model or settings.name
         self._directory = directory
         self._tasks = TaskGroup()
-        self._prober = Prober(settings.control_headers, settings.api_key)
+        self._prober = Prober({}, None)
         self._systemctl = Systemctl(settings.unit, settings.scope, timeout_s=call_timeout_s)
-        address, host, port = address_of(settings, 0)
         self._slot = SlotId(settings.name)
-        self._place = UnitPlace(self._slot, address, host, port, ready_rule(settings, address))
+        self.configure(settings, warmup_model=warmup_model)
         # The run that we started or took over, until it is seen to be gone.
         self._run: UnitRun | None = None
         # What systemd last said; somebody else may have started the unit.
@@ -86,6 +83,16 @@ class SystemdUnitEngine:
 
     def address(self, slot: SlotId) -> str:
         return self._place.address
+
+    def configure(
+        self, settings: EngineSettings, *, warmup_model: str | None = None, models: Collection[str] = ()
+    ) -> None:
+        assert isinstance(settings, SystemdUnit), settings.type
+        self._settings = settings
+        self._warmup_model = warmup_model or settings.name
+        self._prober.configure(settings.control_headers, settings.api_key)
+        address, host, port = address_of(settings, 0)
+        self._place = UnitPlace(self._slot, address, host, port, ready_rule(settings, address))
 
     def watch(self, on_exit: OnExit) -> None:
         self._on_exit = on_exit

@@ -22,6 +22,9 @@ from enginerouter.swap.settle import Settled
 DrainPolicy = Literal["wait", "cut", "refuse"]
 # Why a slot is to be started though nobody waits for it; "" where it is not.
 Wish = Literal["", "preload", "restart", "rollback"]
+# What a reload has decided about a slot that cannot be changed as it is: it serves nobody new, and once it is cold it
+# is made anew or taken away.
+Fate = Literal["", "renewed", "removed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +200,9 @@ class Slot:
     until ready; `before_end_bytes` the last reading before it died or was stopped; `missing_bytes` what a settle
     waits for, `missing_is_bound` whether that is only the most it can be; `kept_bytes` what its process keeps while it
     sleeps, None where none does; `was_unloaded`: it ended at somebody else's word; `wish` has it started once it fits
-    beside what is there; `wait_clock` runs while somebody waits for this slot and what is in its way is ready to serve.
+    beside what is there; until `wished_until` it also starts in place of what is idle, because a chain had to go past
+    it; `wait_clock` runs while somebody waits for this slot and what is in its way is ready to serve; `fate` is what a
+    reload wants of it.
     """
 
     spec: SlotSpec
@@ -211,7 +216,9 @@ class Slot:
     keep_until: float = 0.0
     answered: int = 0
     wish: Wish = ""
+    wished_until: float = 0.0
     is_unload_wanted: bool = False
+    fate: Fate = ""
     before_start_bytes: int | None = None
     drop_bytes: int | None = None
     before_end_bytes: int | None = None
@@ -256,13 +263,19 @@ class Slot:
         return self.wish != ""
 
     @property
+    def is_outdated(self) -> bool:
+        """Whether a reload has changed what it is: those who wait for it wait for what it will be."""
+        return self.fate != ""
+
+    @property
     def has_work(self) -> bool:
-        return bool(self.leases or self.queue)
+        return bool(self.leases or (self.queue and not self.fate))
 
     @property
     def has_room(self) -> bool:
+        """Whether it takes one more request."""
         limit = self.spec.max_in_flight
-        return limit is None or len(self.leases) < limit
+        return not self.fate and (limit is None or len(self.leases) < limit)
 
     def move(self, event: Event, now: float) -> Phase:
         """Change the phase by the table; give the phase it had. Only the coordinator calls this."""
@@ -331,7 +344,7 @@ class Lane:
 
     Every slot without memory of its own is alone in a lane: it starts at once, even during a swap elsewhere.
     `is_shared`: the lane of all that hold memory. `hold`: for whom its memory is kept free. `owed_until`: till then
-    memory may still come back for which a settle did not wait to the end.
+    memory may still come back for which a settle did not wait to the end. `wished_until`: the last of its slots'.
     """
 
     slots: dict[SlotId, Slot]
@@ -339,6 +352,7 @@ class Lane:
     swap: Swap | None = None
     hold: Hold | None = None
     owed_until: float = 0.0
+    wished_until: float = 0.0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def residents(self) -> list[Slot]:
@@ -348,5 +362,5 @@ class Lane:
         return [s for s in self.slots.values() if s.is_asleep]
 
     def waiting(self) -> list[Slot]:
-        """Slots that somebody waits for and that do not serve now."""
-        return [s for s in self.slots.values() if s.queue and s.phase is not Phase.READY]
+        """Slots that somebody waits for, that do not serve now, and that may be started."""
+        return [s for s in self.slots.values() if s.queue and s.phase is not Phase.READY and not s.fate]

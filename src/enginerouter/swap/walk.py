@@ -159,14 +159,15 @@ class Walk:
             if self._lane.hold is None or (not victims and not self._swap.freed):
                 raise CalledOff
             return victims
-        if target is not None and self._lane.hold is not None:
+        if target is not None and (self._lane.hold is not None or target.is_outdated):
             raise CalledOff
         if target is None:
             victims = [self._lane.slots[v] for v in self._swap.plan.victims]
             if any(v.has_work and (v.phase is Phase.READY or v.is_asleep) for v in victims):
                 raise CalledOff
             return victims
-        if not target.queue and not target.is_wanted:
+        is_wished = self._swap.plan.reason == policy.WISH
+        if not target.queue and not target.is_wanted and not is_wished:
             raise CalledOff
         try:
             victims = [v for v in policy.in_the_way(target, self._lane, rules) if not self._is_taken_back(v)]
@@ -174,7 +175,9 @@ class Walk:
             raise CalledOff from None
         if target.queue and policy.begin_at(target, victims, rules, now) > now:
             raise CalledOff
-        if not target.queue and victims:
+        if not target.queue and is_wished and not policy.may_start_for_wish(target, victims, self._lane, rules, now):
+            raise CalledOff
+        if not target.queue and victims and not is_wished:
             raise CalledOff
         return victims
 
@@ -225,6 +228,10 @@ class Walk:
         reason = self._swap.plan.reason
         if self._target is not None and not self._target.queue and reason == "request":
             self._reopen(victims, "nobody waits any more")
+            raise CalledOff("called_off")
+        is_for_nobody = self._target is not None and not self._target.queue
+        if is_for_nobody and reason == policy.WISH and any(v.queue for v in victims):
+            self._reopen(victims, "wanted again")
             raise CalledOff("called_off")
         if self._is_for_hold and self._lane.hold is None:
             self._reopen(victims, "the hold has ended")
@@ -282,9 +289,12 @@ class Walk:
             raise failures[0]
 
     async def _stop(self, slot: Slot, *, for_good: bool) -> int | None:
-        """Gives what it keeps all the same; None where nothing is left."""
+        """Gives what it keeps all the same; None where nothing is left.
+
+        What will not be started as it is now is not put to sleep.
+        """
         engine = self._engine(slot)
-        if for_good and isinstance(engine, Sleeper):
+        if (for_good or slot.is_outdated) and isinstance(engine, Sleeper):
             await engine.end(slot.id)
         else:
             await engine.stop(slot.id)
@@ -455,7 +465,7 @@ class Walk:
             await self._settle(target.expected_bytes)
 
     async def _start_once(self, target: Slot) -> None:
-        if self._lane.hold is not None:
+        if self._lane.hold is not None or target.is_outdated:
             raise StartEnded
         self._enter("starting")
         await self._a.memory.refresh()
