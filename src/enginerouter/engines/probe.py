@@ -143,7 +143,7 @@ class Prober:
         except OSError as error:
             return Answer(False, False, printable(f"{type(error).__name__}: {error}"))
         except ControlFailed as failed:
-            return Answer(False, not (failed.is_late or failed.is_unconnected), failed.sentence)
+            return Answer(False, not (failed.is_late or failed.is_unconnected), _in_short(failed, timeout_s))
         return judge(rule, said.status, said.body)
 
     async def call(self, method: str, url: str, body: object = None, *, timeout_s: float) -> Reply:
@@ -168,7 +168,7 @@ async def reply(
     try:
         said = await client.ask(method, path, body=body, timeout_s=timeout_s, reads=reads)
     except ControlFailed as failed:
-        return Reply(0, None, failed.sentence, is_late=failed.is_late)
+        return Reply(0, None, _in_short(failed, timeout_s), is_late=failed.is_late)
     text = said.body[:200].decode(errors="replace")
     return Reply(said.status, said.document, printable(f"status {said.status} {text}".rstrip()))
 
@@ -178,6 +178,13 @@ async def warm_up(client: ControlClient, address: str, model: str, timeout_s: fl
     that has none itself."""
     body = {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "hi"}]}
     return await reply(client, "POST", f"{address}/v1/chat/completions", body, timeout_s=timeout_s)
+
+
+def _in_short(failed: ControlFailed, timeout_s: float) -> str:
+    """Without the URL, which whoever quotes this has named already."""
+    if failed.is_late:
+        return f"no answer within {timeout_s:.3g} s"
+    return "connection refused" if failed.is_refused else failed.sentence
 
 
 async def _knock(host: str, port: int) -> Answer:
