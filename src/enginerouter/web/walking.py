@@ -90,6 +90,8 @@ class Try(Exchange):
     ) -> None:
         super().__init__(around, call, ask, target, record, client, verdict)
         self._chain = chain
+        # Only the first target: the client has waited through all of them.
+        self._holds_anew = record.tries <= 1 or not client.is_beating
 
     async def answer(self) -> web.StreamResponse:
         """Raises RouterError; NoAnswer among them, if the engine said one that goes on."""
@@ -128,11 +130,6 @@ class Try(Exchange):
             f"{self._target.label} would take {eta_s:.0f} s, and the chain waits {limit_s:g} s (go_on_after_s)",
             retry_after_s=eta_s,
         )
-
-    def _wait_for_engine(self) -> None:
-        """Only the first target begins a time of holding: the client has waited through all of them."""
-        if self._record.tries <= 1 or not self._client.is_beating:
-            super()._wait_for_engine()
 
     # --- the look at the answer
 
