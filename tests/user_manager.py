@@ -8,6 +8,7 @@ ENGINEROUTER_NEED_SYSTEMD=1 is set, as .ci/run does.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import socket
@@ -25,6 +26,8 @@ JOURNALD = Path("/usr/lib/systemd/systemd-journald")
 JOURNAL_SOCKET = Path("/run/systemd/journal/stdout")
 BOOTED = Path("/run/systemd/system")
 GROUP = "user.slice/user-0.slice/user@0.service"
+# Whoever holds it has the group: a second manager in it would end with the first one.
+TURN = Path(tempfile.gettempdir()) / "enginerouter-tests-user-manager.lock"
 FAKE_ENGINE = Path(__file__).parent / "engines/scripts/fake_engine.py"
 
 
@@ -56,6 +59,8 @@ class UserManager:
         }
 
     def __enter__(self) -> UserManager:
+        self._turn = TURN.open("w")
+        fcntl.flock(self._turn, fcntl.LOCK_EX)
         self._units.mkdir(parents=True)
         self.runtime.mkdir(mode=0o700)
         # A unit that will not stop must not hold up the end of the tests.
@@ -87,14 +92,19 @@ class UserManager:
             with contextlib.suppress(OSError):
                 BOOTED.rmdir()
         subprocess.run(["rm", "-rf", str(self.folder)], check=True)
+        self._turn.close()
 
     def unit(self, name: str, *command: str, **settings: str) -> str:
         """Write a service unit; its name. `settings` go to its [Service] section."""
         lines = [f"{key}={value}" for key, value in settings.items()]
         quoted = " ".join(f'"{word}"' for word in command)
-        (self._units / f"{name}.service").write_text("\n".join(["[Service]", f"ExecStart={quoted}", *lines, ""]))
+        return self.write(f"{name}.service", "\n".join(["[Service]", f"ExecStart={quoted}", *lines, ""]))
+
+    def write(self, unit: str, text: str) -> str:
+        """Write a unit file as it is; its name."""
+        (self._units / unit).write_text(text)
         self.systemctl("daemon-reload")
-        return f"{name}.service"
+        return unit
 
     def fake(self, name: str, port: int, *options: str, **settings: str) -> str:
         """A unit that runs the fake engine."""
@@ -120,7 +130,7 @@ class UserManager:
         self.systemctl("daemon-reload")
 
     def units(self) -> list[str]:
-        return [path.name for path in self._units.glob("*.service")]
+        return [path.name for path in self._units.glob("*.*") if path.is_file()]
 
     def _launch(self, argv: list[str], groups: tuple[Path, ...] = ()) -> None:
         def enter() -> None:

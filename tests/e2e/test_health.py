@@ -138,7 +138,7 @@ async def test_a_provider_that_goes_down_is_seen_and_so_is_its_return(
     said = [(r.levelname, r.getMessage()) for r in caplog.records if r.name.endswith("health")]
     assert said == [
         ("WARNING", "health: cloud is passed over for 60 s: its probe saw: status 503"),
-        ("INFO", "health: cloud is served again: it answers again"),
+        ("INFO", "health: cloud is no longer passed over: it answers again"),
     ]
 
 

@@ -336,7 +336,7 @@ def test_only_transitions_are_told_and_logged_once_each(box: Box, caplog: pytest
     assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
         ("WARNING", "health: box/qwen is passed over for 60 s: status 500"),
         ("INFO", "health: box/qwen is still passed over for 60 s: status 500"),
-        ("INFO", "health: box/qwen is served again: it answers again"),
+        ("INFO", "health: box/qwen is no longer passed over: it answers again"),
         ("WARNING", "health: box/qwen is passed over for 3600 s: status 402"),
     ]
 

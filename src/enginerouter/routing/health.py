@@ -292,7 +292,7 @@ class Health:
     def _tell(self, moved: Transition) -> None:
         name = printable(moved.engine if moved.model is None else f"{moved.engine}/{moved.model}")
         if moved.after == "closed":
-            log.info("health: %s is served again: %s", name, moved.reason)
+            log.info("health: %s is no longer passed over: %s", name, moved.reason)
         else:
             is_news = moved.needs_operator or (moved.after == "open" and not moved.is_again)
             level = logging.WARNING if is_news else logging.INFO

@@ -44,6 +44,7 @@ from enginerouter.swap.model import (
     Ticket,
 )
 from enginerouter.swap.phases import NOTHING_TO_DRAIN, ON_ITS_WAY_OUT, Event, Phase
+from enginerouter.swap.takeover import taken_over
 from enginerouter.swap.walk import CUT_GRACE_S, CalledOff, StartEnded, Surroundings, Walk
 from enginerouter.tasks import TaskGroup
 
@@ -103,13 +104,11 @@ class Coordinator:
         slots = self._slots.values()
         looking = lookout.look_after(slots, self._engines, self._memory, self._rules, self._now, self._turn)
         self._tasks.spawn(looking, "look after leases")
-        for name, engine in self._engines.items():
-            try:
-                adopted = await engine.adopt()
-            except FreeFailed as stuck:
+        async for name, adopted in taken_over(self._engines):
+            if isinstance(adopted, FreeFailed):
                 # Nothing is started on top of it; each slot is freed again before its memory is used.
                 for slot in [s for s in self._slots.values() if s.id.engine == name]:
-                    self._move(slot, Event.NOT_GONE, stuck.message)
+                    self._move(slot, Event.NOT_GONE, adopted.message)
                 continue
             for slot_id in adopted:
                 self.add(slot_id)
@@ -436,6 +435,14 @@ class Coordinator:
 
     def eta_s(self, slot_id: SlotId) -> float:
         return eta.until_ready_s(self._slots[slot_id], self._lane_of[slot_id], self._rules, self._now())
+
+    def would_evict(self, slot_id: SlotId) -> list[SlotId]:
+        """What a swap to this slot would free now. Raises Pinned. Changes nothing."""
+        slot, lane = self._slots[slot_id], self._lane_of[slot_id]
+        try:
+            return [other.id for other in policy.in_the_way(slot, lane, self._rules)]
+        except CannotFit as blocked:
+            raise words.pinned(slot, blocked.pinned) from blocked
 
     def known_eta_s(self, slot_id: SlotId) -> float | None:
         """Seconds until a slot may be expected to serve; None where nothing was measured yet."""

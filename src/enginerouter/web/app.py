@@ -6,21 +6,24 @@ This is the only module that knows every part. It holds no logic except order.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import errno
 import logging
 import os
 import secrets
+import socket
 import ssl
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from aiohttp import web
 
+from enginerouter.config.engines import GenericProcess
 from enginerouter.config.model import Config, EngineSettings
 from enginerouter.engines.api_swap import ApiSwapEngine
 from enginerouter.engines.base import Engine
 from enginerouter.engines.directory import SlotDirectory
 from enginerouter.engines.discovery import Discovery, ListsModels, is_askable
+from enginerouter.engines.launch import log_path
 from enginerouter.engines.ollama import OllamaEngine
 from enginerouter.engines.ports import Holder, holder_of
 from enginerouter.engines.registry import build_engines, end_launches_of_removed_engines
@@ -39,20 +42,25 @@ from enginerouter.swap.memory import MemorySource
 from enginerouter.swap.phases import Phase
 from enginerouter.swap.pick import Picked
 from enginerouter.tasks import TaskGroup
+from enginerouter.web.answers import KeptAnswers, open_cache
 from enginerouter.web.body import BufferBudget
 from enginerouter.web.catalog import Catalog
 from enginerouter.web.control import Control
 from enginerouter.web.edge import Edge, edge_rules
 from enginerouter.web.exchange import Surroundings
+from enginerouter.web.explain import Explain
 from enginerouter.web.health import HealthView
 from enginerouter.web.inference import Inference
 from enginerouter.web.listener import GuardedServer, listen
 from enginerouter.web.naming import Naming
+from enginerouter.web.params import ModelParams
 from enginerouter.web.prober import BackgroundProber
 from enginerouter.web.responses import ResponseOwners
 from enginerouter.web.routes import Access, Route, RouteHandler, Routes
-from enginerouter.web.slots_of import LEARNED, read_learned, rules_of, slot_specs, undeclared_spec
+from enginerouter.web.slots_of import LEARNED, learned_section, read_learned, rules_of, slot_specs, undeclared_spec
+from enginerouter.web.status_page import StatusPage
 from enginerouter.web.telemetry import Telemetry
+from enginerouter.web.watching import Watching
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +82,10 @@ INFERENCE_PATHS = (
 
 
 class Router:
-    """One running router. `await start()`, then `await stop()`; both once. `memory` and `engines` are for tests."""
+    """One running router. `await start()`, then `await stop()`; both once. `memory` and `engines` are for tests.
+
+    `sock` is one that listens already; without it `host` and `port` of the configuration are listened on.
+    """
 
     def __init__(
         self,
@@ -82,8 +93,10 @@ class Router:
         *,
         memory: MemorySource | None = None,
         engines: Mapping[str, Engine] | None = None,
+        sock: socket.socket | None = None,
     ) -> None:
         self.config = config
+        self._sock = sock
         self.registry = Registry()
         self.memory = memory if memory is not None else Picked(config.memory_source)
         self.telemetry = Telemetry(self.registry)
@@ -121,6 +134,7 @@ class Router:
         self._prober = BackgroundProber(config.health, config.engines, self.engines, self.coordinator, self.health)
         self._addresses: dict[SlotId, str] = {}
         self._upstreams: dict[str, Upstream] = {}
+        self.cache = open_cache(config.cache, self._tasks)
         self._runner: web.ServerRunner | None = None
         self.port = 0
 
@@ -131,6 +145,8 @@ class Router:
         self._upstreams = {name: self._upstream(self.config.engines[name]) for name in self.engines}
         self.telemetry.watch(self.coordinator)
         self.telemetry.watch_memory(self.memory)
+        if self.cache is not None:
+            self.telemetry.watch_cache(self.cache)
         self.telemetry.listeners.append(self._slot_moved)
         self.telemetry.listeners.append(self._prober.slot_moved)
         budget = BufferBudget(self.config.max_buffered_mib * MIB)
@@ -142,6 +158,7 @@ class Router:
                 server,
                 host=self.config.host,
                 port=self.config.port,
+                sock=self._sock,
                 ssl_context=tls,
                 shutdown_timeout_s=self.config.shutdown_timeout_s,
             )
@@ -177,6 +194,7 @@ class Router:
     async def stop(self) -> None:
         """Answer those who wait, let streams end within `shutdown_timeout_s`, stop the engines, save the state."""
         self.coordinator.refuse_new()
+        self.telemetry.hub.close()
         if self._runner is not None:
             await self._stop_listening(self._runner)
         await self._discovery.close()
@@ -185,6 +203,8 @@ class Router:
         for upstream in self._upstreams.values():
             await upstream.close()
         await self._tasks.close()
+        if self.cache is not None:
+            await self.cache.close()
         for engine in self.engines.values():
             await engine.close()
         await self.memory.close()
@@ -233,11 +253,12 @@ class Router:
 
     def _note_learned(self) -> None:
         slots = self.coordinator.slots.values()
-        self.state.put(LEARNED, {str(s.id): dataclasses.asdict(s.learned) for s in slots})
+        self.state.put(LEARNED, learned_section(slots, self.learned, self.config.engines))
 
     def _routes(self) -> Iterable[Route]:
         config = self.config
         naming = self._naming
+        params = ModelParams(config)
         around = Surroundings(
             self.instance,
             self.coordinator,
@@ -249,15 +270,27 @@ class Router:
             _keepalive(config),
             self.telemetry,
             ResponseOwners(),
+            params,
+            KeptAnswers(self.cache, config, params),
             self._tasks,
         )
         inference = Inference(naming, around)
         catalog = Catalog(naming, self.coordinator)
+        page = StatusPage()
         engines = {name: config.engines[name] for name in self.engines}
         view = HealthView(engines, naming, self.coordinator, self.health, self._prober, self.registry)
         control = Control(
-            naming, self.coordinator, self.telemetry, self.registry, self.memory, self._tasks, self.health, view
+            naming,
+            self.coordinator,
+            self.telemetry,
+            self.registry,
+            self.memory,
+            self._tasks,
+            self.health,
+            view,
+            self.cache,
         )
+        watching = Watching(self.telemetry.hub, naming, control.snapshot, log_files(config))
         for path in INFERENCE_PATHS:
             yield Route("POST", path, inference.serve)
         metrics_access: Access = "key" if config.metrics_require_key else "open"
@@ -270,14 +303,19 @@ class Router:
             ("GET", "/v1/models", catalog.models, "key"),
             ("GET", "/v1/models/{id...}", catalog.model, "key"),
             ("GET", "/v1/aliases", catalog.aliases, "key"),
-            ("GET", "/", control.root, "open"),
+            ("GET", "/", page.root, "open"),
+            ("GET", "/page.css", page.style, "open"),
+            ("GET", "/page.js", page.script, "open"),
             ("GET", "/health", control.health, "open"),
             ("GET", "/v1/health", view.show, "key"),
             ("GET", "/metrics", control.metrics, metrics_access),
             ("GET", "/status", control.status, "key"),
+            ("GET", "/events", watching.events, "key"),
+            ("GET", "/logs", watching.logs, "admin"),
             ("POST", "/admin/swap", control.swap, "admin"),
             ("POST", "/admin/unload", control.unload, "admin"),
             ("POST", "/admin/reset", control.reset, "admin"),
+            ("POST", "/admin/explain", Explain(naming, params, self.coordinator, self.health).explain, "key"),
             ("GET", "/models/available", control.models_available, "key"),
             ("GET", "/models/status", control.models_status, "key"),
             ("POST", "/models/switch", control.models_switch, "admin"),
@@ -318,3 +356,16 @@ def tls_context(config: Config) -> ssl.SSLContext | None:
         files = f"{config.tls_cert_file} and {config.tls_key_file}"
         raise ConfigError([Problem(f"{files} cannot be used: {error}", path="tls_cert_file")]) from error
     return context
+
+
+def log_files(config: Config) -> dict[str, tuple[Path, ...]]:
+    """Where each engine and each of its slots print to, and "" for the router; none = to no file of ours."""
+    files: dict[str, tuple[Path, ...]] = {"": (config.log_file,) if config.log_file is not None else ()}
+    for engine in config.engines.values():
+        slots = [s.id for s in slot_specs(config) if s.id.engine == engine.name]
+        if isinstance(engine, GenericProcess):
+            own = {str(slot): (log_path(engine, slot, config.base_dir),) for slot in slots}
+            files |= own | {engine.name: tuple(path for paths in own.values() for path in paths)}
+        else:
+            files[engine.name] = ()
+    return files

@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 
 from enginerouter import __version__
+from enginerouter.cache.answers import AnswerCache
 from enginerouter.errors import BadRequest, NotFound, RouterError, printable
 from enginerouter.metrics import Registry
 from enginerouter.routing.health import Health
@@ -33,7 +34,7 @@ from enginerouter.web.health import HealthView
 from enginerouter.web.json_body import json_object
 from enginerouter.web.keys import Identity
 from enginerouter.web.naming import Naming
-from enginerouter.web.telemetry import Telemetry
+from enginerouter.web.telemetry import Telemetry, swap_fields
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class Control:
         tasks: TaskGroup,
         health: Health,
         view: HealthView,
+        cache: AnswerCache | None = None,
     ) -> None:
         self._naming = naming
         self._coordinator = coordinator
@@ -68,17 +70,10 @@ class Control:
         self._registry = registry
         self._memory = memory
         self._tasks = tasks
+        self._cache = cache
         self._health = health
         self._view = view
         self._began_at = time.monotonic()
-
-    async def root(self, call: EdgeCall) -> web.StreamResponse:
-        """What an Ollama client looks for, and a hint for people."""
-        if "text/html" in call.request.headers.get("Accept", ""):
-            return web.Response(
-                text=f"enginerouter {__version__} is running. Its state: /status, its models: /v1/models\n"
-            )
-        return web.Response(text="Ollama is running")
 
     async def health(self, call: EdgeCall) -> web.StreamResponse:
         silent_s = self._coordinator.seconds_since_turn()
@@ -90,36 +85,33 @@ class Control:
         return web.Response(body=self._registry.text().encode(), headers={"Content-Type": METRICS_TYPE})
 
     async def status(self, call: EdgeCall) -> web.StreamResponse:
+        return json_answer(await self.snapshot(call.identity))
+
+    async def snapshot(self, identity: Identity) -> dict[str, Any]:
+        """The whole state, as this key may see it."""
         await self._memory.refresh()
         now = time.monotonic()
         coordinator = self._coordinator
-        shown = self._shown_to(call.identity)
+        shown = self._shown_to(identity)
         slots = [s for s in coordinator.slots.values() if s.id in shown]
         lanes = {id(lane): lane for lane in (coordinator.lane_of(s) for s in coordinator.slots)}
         swaps = [lane.swap for lane in lanes.values() if lane.swap is not None]
-        return json_answer(
-            {
-                "version": __version__,
-                "uptime_s": round(now - self._began_at, 1),
-                "memory": _memory_status(self._memory),
-                "hold": _hold_status(coordinator.current_hold, now),
-                "queued": coordinator.queued,
-                "health": self._view.standings(call.identity),
-                "swaps": [_swap_status(s, now, shown) for s in swaps if _is_shown(s, shown)],
-                "slots": [self._slot_status(s, now, call.identity) for s in slots],
-                "last_swaps": {
-                    str(slot): {
-                        "result": report.result,
-                        "total_s": round(report.total_s, 3),
-                        "seconds": {k: round(v, 3) for k, v in report.seconds.items()},
-                        "settle": report.settled.verdict.value if report.settled else None,
-                        "freed": [str(s) for s in report.freed if s in shown],
-                    }
-                    for slot, report in self._telemetry.last_swap.items()
-                    if slot in shown
-                },
-            }
-        )
+        return {
+            "version": __version__,
+            "uptime_s": round(now - self._began_at, 1),
+            "memory": _memory_status(self._memory),
+            "hold": _hold_status(coordinator.current_hold, now),
+            "cache": _cache_status(self._cache),
+            "queued": coordinator.queued,
+            "health": self._view.standings(identity),
+            "swaps": [_swap_status(s, now, shown) for s in swaps if _is_shown(s, shown)],
+            "slots": [self._slot_status(s, now, identity) for s in slots],
+            "last_swaps": {
+                str(slot): {**swap_fields(report), "freed": [str(s) for s in report.freed if s in shown]}
+                for slot, report in self._telemetry.last_swap.items()
+                if slot in shown
+            },
+        }
 
     def _shown_to(self, identity: Identity) -> set[SlotId]:
         """The slots that this key may know of: those it may use; an admin key all."""
@@ -308,6 +300,13 @@ class Control:
             return (ready or slots)[0]
         names = ", ".join(str(s.model) for s in slots)
         raise BadRequest(f'engine {slots[0].engine!r} has several models: say {{"model": …}} with one of {names}')
+
+
+def _cache_status(cache: AnswerCache | None) -> dict[str, Any] | None:
+    if cache is None:
+        return None
+    counts = {"hits": cache.hits, "misses": cache.misses, "hit_bytes": cache.hit_bytes}
+    return {**dataclasses.asdict(cache.state()), **counts}
 
 
 def _owner(said: Any) -> str:

@@ -13,7 +13,9 @@ import aiohttp
 from aiohttp import ClientResponse, hdrs, web
 from multidict import CIMultiDict, istr
 
+from enginerouter.cache.answers import Question
 from enginerouter.dialects.openai import engine_error_fields, error_fields, error_frame
+from enginerouter.dialects.params import NO_RULES
 from enginerouter.errors import FirstByteTimeout, RouterError, UpstreamFailed, printable
 from enginerouter.proxy.downstream import Downstream, KeepAlive
 from enginerouter.proxy.headers import INSTANCE, VIA, request_headers, response_headers
@@ -28,9 +30,11 @@ from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.model import Lease
 from enginerouter.swap.phases import Phase
 from enginerouter.tasks import TaskGroup
+from enginerouter.web.answers import CACHE, Copy, KeptAnswers
 from enginerouter.web.ask import Ask
 from enginerouter.web.edge import EdgeCall
 from enginerouter.web.naming import Naming
+from enginerouter.web.params import ModelParams
 from enginerouter.web.responses import ResponseOwners
 from enginerouter.web.telemetry import Record, Telemetry
 
@@ -69,6 +73,8 @@ class Surroundings:
     keepalive: KeepAlive
     telemetry: Telemetry
     owners: ResponseOwners
+    params: ModelParams
+    answers: KeptAnswers
     tasks: TaskGroup
 
     def via(self, call: EdgeCall) -> str:
@@ -97,6 +103,9 @@ class Exchange:
         self._upstream = around.upstreams[target.engine]
         self._addresses = around.addresses
         self._owners = around.owners
+        self._rules = around.params.of(target)
+        # Set where the answer may be kept.
+        self._question: Question | None = None
         self._call = call
         self._ask = ask
         self._target = target
@@ -119,6 +128,8 @@ class Exchange:
         """Answer the client; with a lease, at once, else when there is one."""
         try:
             if lease is None:
+                if self._may_be_kept and (given := await self._give_kept()) is not None:
+                    return given
                 lease = self._coordinator.try_lease(self._target.slot) or await self._queue()
             return await self._relay_with(lease)
         except RouterError as error:
@@ -128,6 +139,37 @@ class Exchange:
             self._verdict.dropped()
             self._client.stop_beat()
             self._record.keepalives = self._client.keepalives
+
+    # --- an answer that was kept
+
+    @property
+    def _may_be_kept(self) -> bool:
+        return self._around.answers.may_ask(self._call.raw_path)
+
+    async def _give_kept(self) -> web.StreamResponse | None:
+        """The answer to this very request, if there is one: then nothing is leased, queued, woken or called."""
+        question = self._question = await self._around.answers.question(self._call, self._ask, self._target)
+        if question is None:
+            return None
+        record = self._record
+        kept = await question.kept()
+        if kept is None:
+            record.cache = "miss"
+            return None
+        record.cache, record.cached_bytes = "hit", len(kept.body)
+        record.status, record.first_byte_at = 200, time.monotonic()
+        record.tries -= 1
+        self._ask.release()
+        self._call.release_body()
+        await self._client.pause()
+        if self._client.is_committed:
+            await self._client.write(kept.body, record.first_byte_at)
+            return await self._client.finish()
+        headers = CIMultiDict({hdrs.CONTENT_TYPE: kept.content_type})
+        self._add_ours(headers)
+        return web.Response(headers=headers, body=kept.body)
+
+    # --- the lease
 
     async def _queue(self) -> Lease:
         """Wait for a lease. Whatever ends the wait, the place in the queue is given back."""
@@ -219,7 +261,8 @@ class Exchange:
         path = f"{call.raw_path}?{call.raw_query}" if call.raw_query else call.raw_path
         # Looked up now: an engine may answer elsewhere after every start.
         address = self._addresses[self._target.slot]
-        body = ask.body if ask.model == self._target.upstream_model else await self._body_for_target()
+        has_own = ask.model != self._target.upstream_model or self._rules is not NO_RULES
+        body = await self._body_for_target() if has_own else ask.body
         try:
             try:
                 answer = await upstream.open(call.request.method, address, path, headers, for_one_try(body))
@@ -239,7 +282,7 @@ class Exchange:
 
     async def _body_for_target(self) -> bytes | IO[bytes]:
         """The body for this target, made from what the client sent, which stays as it is for the next target."""
-        return await self._ask.body_for(self._target.upstream_model)
+        return await self._ask.body_for(self._target.upstream_model, self._rules)
 
     async def _broken(self, error: Exception) -> UpstreamFailed:
         """What to raise for an answer that broke off. If its engine is dying, the lease is cut in this wait."""
@@ -250,14 +293,20 @@ class Exchange:
 
     def _headers(self, answer: ClientResponse) -> CIMultiDict[str]:
         headers = response_headers(answer.headers)
+        self._add_ours(headers)
+        return headers
+
+    def _add_ours(self, headers: CIMultiDict[str]) -> None:
+        """Who served it, after how many tries, and how long that took. A kept answer is no try."""
         record = self._record
         headers[RESOLVED] = self._target.label
         headers[ATTEMPTS] = str(record.tries)
         headers[QUEUE_MS] = str(round(record.queue_s * 1000))
         headers[SWAP_MS] = str(round(record.swap_s * 1000))
+        if record.cache:
+            headers[CACHE] = record.cache
         if VIA in self._call.request.headers:
             headers[INSTANCE] = self._around.instance
-        return headers
 
     async def _relay(self, answer: ClientResponse, lease: Lease) -> web.StreamResponse:
         """Nothing was sent yet: status, headers and body of the engine as they are."""
@@ -274,6 +323,8 @@ class Exchange:
                 self._log_refusal(answer, body)
             elif self._ask.is_responses:
                 self._owners.note(body, self._target, self._call.identity.name)
+            if self._question is not None:
+                Copy(self._question, answer).whole(body)
             return web.Response(status=answer.status, headers=headers, body=body)
         await self._client.begin(answer.status, headers, length)
         await self._pump(answer, lease)
@@ -326,7 +377,10 @@ class Exchange:
             raise await self._broken(error) from error
         self._first_byte()
         seen, is_looking = b"", self._ask.is_responses
+        copy = Copy(self._question, answer) if self._question is not None else None
         while chunk:
+            if copy is not None:
+                copy.add(chunk)
             if is_looking:
                 seen += chunk
                 is_looking = not self._owners.note(seen, self._target, self._call.identity.name)
@@ -340,6 +394,8 @@ class Exchange:
                 raise await self._broken(error) from error
         if not _is_framed(answer):
             await asyncio.sleep(UNFRAMED_NOTICE_S)
+        elif copy is not None:
+            copy.whole()
 
     async def _read(self, answer: ClientResponse, *, at_most: int | None = None) -> bytes:
         """The whole body, or its beginning; what is beyond `at_most` is not waited for."""

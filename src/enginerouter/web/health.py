@@ -17,7 +17,6 @@ from enginerouter.config.engines import EngineSettings
 from enginerouter.metrics import Labels, Registry
 from enginerouter.routing.circuit import Circuit, Transition
 from enginerouter.routing.health import Health
-from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.model import Slot
 from enginerouter.swap.phases import Phase
@@ -144,10 +143,7 @@ class HealthView:
     def _may_see(self, name: str, identity: Identity) -> bool:
         if not self._naming.may_know_engine(name, identity):
             return False
-        return identity.is_admin or any(self._may_use(s.id, identity) for s in self._slots(name))
-
-    def _may_use(self, slot: SlotId, identity: Identity) -> bool:
-        return self._naming.directory.may_use(slot, identity.may_name)
+        return identity.is_admin or any(self._naming.may_see(s.id, identity) for s in self._slots(name))
 
     # --- metrics
 

@@ -19,6 +19,9 @@ from enginerouter.web.keys import Identity
 
 # Headers by which engines are told who pays.
 KEY_HEADERS = frozenset({"authorization", "x-api-key", "api-key", "x-goog-api-key"})
+# How long a request waits for engines to list their models, and how long a catalogue does.
+PATIENCE_S = 2.0
+CATALOGUE_PATIENCE_S = 1.0
 
 
 def nothing_resident() -> SlotId | None:
@@ -64,7 +67,7 @@ class Naming:
                 raise _beyond_fence(route)
             self._coordinator.add(route.slot)
             return route
-        if route.unknown and self._discovery is not None and await self._discovery.freshen(within_s=1.0):
+        if route.unknown and self._discovery is not None and await self._discovery.freshen(CATALOGUE_PATIENCE_S):
             again = self.directory.route(name, identity.may_name, resident)
             route = again if isinstance(again, Chain) else route
         for target in route.targets:
@@ -93,7 +96,7 @@ class Naming:
         discovery = self._discovery
         if discovery is None:
             raise unknown
-        if await discovery.freshen():
+        if await discovery.freshen(PATIENCE_S):
             try:
                 return self.directory.route(name, identity.may_name, nothing_resident)
             except UnknownModel as still:
@@ -141,13 +144,13 @@ class Naming:
     async def listed(self, identity: Identity) -> list[Listed]:
         """All names that this key may use. Asks engines whose list is old, and waits for them only a moment."""
         if self._discovery is not None:
-            await self._discovery.freshen(within_s=1.0)
+            await self._discovery.freshen(CATALOGUE_PATIENCE_S)
         return [m for m in self.directory.listed(identity.may_name) if self._may_see(m, identity)]
 
     async def aliases(self, identity: Identity) -> list[tuple[Alias, list[Target]]]:
         """The aliases that this key may use, with those of their targets that it may; hidden ones for admins only."""
         if self._discovery is not None:
-            await self._discovery.freshen(within_s=1.0)
+            await self._discovery.freshen(CATALOGUE_PATIENCE_S)
         found = [
             (alias, [t for t in targets if not self.is_fenced(t, identity)])
             for alias, targets in self.directory.aliases(identity.may_name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from enginerouter.config.engines import GenericProcess, Profile
@@ -9,10 +11,12 @@ from enginerouter.config.model import Config, EngineSettings
 from enginerouter.routing.directory import models_of, slot_of
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
-from enginerouter.swap.model import Learned, Rules, SlotSpec
+from enginerouter.swap.model import Learned, Rules, Slot, SlotSpec
 
 GIB = 1024**3
 LEARNED = "learned"
+# Engines with many models, each used once, must not make the state file grow for ever.
+MOST_REMEMBERED = 200
 
 
 def slot_specs(config: Config) -> list[SlotSpec]:
@@ -95,6 +99,19 @@ def read_learned(state: StateFile) -> dict[SlotId, Learned]:
                 came_back_bytes=_number(entry.get("came_back_bytes"), int),
             )
     return learned
+
+
+def learned_section(
+    slots: Iterable[Slot], earlier: Mapping[SlotId, Learned], engines: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    """What the state file keeps: `slots` of now, and what is known of slots that nobody has named in this run.
+
+    Of the latter the last MOST_REMEMBERED, those of `engines` only; whoever is named goes to the end of the row.
+    """
+    now = {slot.id: slot.learned for slot in slots}
+    unnamed = {slot: learned for slot, learned in earlier.items() if slot not in now and slot.engine in engines}
+    kept = list(unnamed.items())[-MOST_REMEMBERED:]
+    return {str(slot): dataclasses.asdict(learned) for slot, learned in (*kept, *now.items()) if learned != Learned()}
 
 
 def _number(value: Any, kind: type) -> Any:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
+from enginerouter.cache.answers import AnswerCache
 from enginerouter.errors import RouterError, printable
 from enginerouter.metrics import Labels, Registry
 from enginerouter.routing.target import Target
@@ -17,6 +19,7 @@ from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.memory import MemorySource
 from enginerouter.swap.model import SwapReport
 from enginerouter.swap.phases import Phase
+from enginerouter.web.hub import Event, EventHub
 from enginerouter.web.logs import RequestLine
 
 log = logging.getLogger("enginerouter.requests")
@@ -40,6 +43,8 @@ class Record:
     __slots__ = (
         "asked",
         "began_at",
+        "cache",
+        "cached_bytes",
         "dialect",
         "error",
         "first_byte_at",
@@ -66,6 +71,9 @@ class Record:
         self.swap_s = 0.0
         self.first_byte_at: float | None = None
         self.keepalives = 0
+        # "hit" or "miss" where the answer may be kept.
+        self.cache = ""
+        self.cached_bytes = 0
         # Targets that were tried, the one that answers among them.
         self.tries = 1
         self.error: RouterError | None = None
@@ -80,6 +88,7 @@ class Telemetry:
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
+        self.hub = EventHub()
         self.last_swap: dict[SlotId, SwapReport] = {}
         self.listeners: list[Callable[[SlotId, Phase], None]] = []
         self._swap_s = registry.histogram("swap_duration_seconds", "Whole swaps, from decision to ready.", SWAP_S)
@@ -101,6 +110,10 @@ class Telemetry:
             "time_to_first_byte_seconds", "From the request to the first byte of its answer.", REQUEST_S
         )
         self._total_s = registry.histogram("request_duration_seconds", "Whole requests.", REQUEST_S)
+        self._cached = registry.counter(
+            "cache_requests_total", "Requests whose answers may be kept, by whether one was.", ("target", "result")
+        )
+        self._cached_bytes = registry.counter("cache_hit_bytes_total", "Bytes of kept answers given.", ("target",))
         self._resolved = registry.counter("alias_resolved_total", "Answers by alias and target.", ("alias", "target"))
         self._fallbacks = registry.counter(
             "fallback_total",
@@ -146,11 +159,23 @@ class Telemetry:
         gauge("memory_available_bytes", "Memory that a new engine could take; nothing where unreadable.",
               read=available)  # fmt: skip
 
+    def watch_cache(self, cache: AnswerCache) -> None:
+        def known(count: int | None) -> dict[Labels, float]:
+            return {} if count is None else {(): float(count)}
+
+        gauge = self.registry.gauge
+        gauge("cache_up", "1 while the store of kept answers works.", ("store",),
+              read=lambda: {(cache.state().name,): float(cache.state().is_up)})  # fmt: skip
+        gauge("cache_answers", "Answers kept in this process.", read=lambda: known(cache.state().entries))
+        gauge("cache_bytes", "Bytes of the answers kept in this process.", read=lambda: known(cache.state().bytes))
+
     # --- the observer
 
     def slot_moved(self, slot: SlotId, before: Phase, after: Phase, reason: str) -> None:
         if after is Phase.CRASHED:
             self._crashes.inc((str(slot),))
+        moved = {"slot": str(slot), "before": before.value, "after": after.value, "reason": reason}
+        self.hub.publish(Event("phase", moved, slots=(slot,), admin_only=("reason",)))
         for listener in self.listeners:
             listener(slot, after)
 
@@ -161,6 +186,9 @@ class Telemetry:
         freed = [str(s) for s in report.freed if s != plan.target]
         gone = freed[0] if len(freed) == 1 else "several" if freed else "none"
         self._swaps.inc((gone, to, report.result))
+        slots = (plan.target,) if plan.target is not None else tuple(report.freed)
+        swapped = {"at": round(time.time(), 3), "target": to, **swap_fields(report)}
+        self.hub.publish(Event("swap", swapped, slots=slots, admin_only=("freed",)), is_remembered=True)
         if report.settled is not None:
             self._settle_s.observe(report.settled.seconds)
             self._verdicts.inc((report.settled.verdict.value,))
@@ -194,6 +222,10 @@ class Telemetry:
         if not record.is_declared:
             target = f"{record.label.partition('/')[0]}/{OTHER}"
         self._requests.inc((record.dialect, requested, target, str(status)))
+        if record.cache:
+            self._cached.inc((target, record.cache))
+            if record.cached_bytes:
+                self._cached_bytes.inc((target,), record.cached_bytes)
         self._total_s.observe(total)
         if record.label:
             self._wait_s.observe(record.queue_s)
@@ -202,8 +234,11 @@ class Telemetry:
             first_s = record.first_byte_at - record.began_at
             self._first_s.observe(first_s)
             first = f" first byte {first_s:.3f} s,"
+        if record.cache:
+            first += f" cache {record.cache},"
         if record.keepalives:
             self._frames.inc(amount=record.keepalives)
+        self.hub.publish(Event("request", request_fields(record, total), names=(record.asked,)), is_remembered=True)
         if not log.isEnabledFor(logging.INFO):
             return
         error = record.error
@@ -221,6 +256,35 @@ class Telemetry:
                 f" ({error.code}: {error.message})" if error is not None else "",
             )
         )
+
+
+def swap_fields(report: SwapReport) -> dict[str, Any]:
+    """A swap that has ended, as `/status` and `/events` show it."""
+    return {
+        "result": report.result,
+        "total_s": round(report.total_s, 3),
+        "seconds": {k: round(v, 3) for k, v in report.seconds.items()},
+        "settle": report.settled.verdict.value if report.settled else None,
+        "freed": [str(s) for s in report.freed],
+    }
+
+
+def request_fields(record: Record, total_s: float) -> dict[str, Any]:
+    """A request that has ended, as `/events` shows it."""
+    first = record.first_byte_at
+    return {
+        "at": round(time.time(), 3),
+        "id": record.request_id,
+        "model": record.asked,
+        "target": record.label,
+        "dialect": record.dialect,
+        "status": record.status,
+        "queue_ms": round(record.queue_s * 1000),
+        "swap_ms": round(record.swap_s * 1000),
+        "first_byte_ms": round((first - record.began_at) * 1000) if first is not None else None,
+        "total_ms": round(total_s * 1000),
+        "error": record.error.code if record.error is not None else None,
+    }
 
 
 def _label(target: Target) -> str:

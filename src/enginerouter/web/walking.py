@@ -95,6 +95,10 @@ class Try(Exchange):
 
     async def answer(self) -> web.StreamResponse:
         """Raises RouterError; NoAnswer among them, if the engine said one that goes on."""
+        if self._may_be_kept and (given := await self._give_kept()) is not None:
+            self.has_begun = True
+            self._around.telemetry.resolved(self._target)
+            return given
         lease = self._coordinator.try_lease(self._target.slot) or await self._queue()
         return await self._relay_with(lease)
 
