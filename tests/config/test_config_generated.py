@@ -28,7 +28,8 @@ BEYOND_A_SCHEMA = (
     "stands for itself", "must not begin with the name", "itself an alias", "also the id", "→", "'fast'?",
     "has no model", "not on this machine", "above memory_budget_gib", "YAML", "indent", "in quotes", "one document",
     "'{flags}'", "one of them", "serves these alone", "or a list", "white space", "no profile", "already a model",
-    "no file", "--slot-save-path", "in a container",
+    "no file", "--slot-save-path", "in a container", "path of keys",
+    "'stream' cannot", "'model' cannot", "is inside", "no host and port", "number of a database",
     "not supported", "plain text", "must name a mapping", "finite", "at most", "no host", "'base_url' is missing",
     # To JSON Schema 8077.0 is a whole number.
     "not 8077.0",

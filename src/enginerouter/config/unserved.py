@@ -14,17 +14,7 @@ from enginerouter.config.key import keys_of
 from enginerouter.config.model import Config
 from enginerouter.config.report import At, Report, dotted
 
-UNSERVED: Final = (
-    "engines.*.systemd_unit",
-    "models.*.disable_thinking_below_max_tokens",
-    "models.*.set_params",
-    "models.*.default_params",
-    "models.*.strip_params",
-    "aliases.*.chain",
-    "discover",
-    "health",
-    "cache",
-)
+UNSERVED: Final = ("discover",)
 
 
 def warn_unserved(config: Config, report: Report) -> None:
