@@ -71,7 +71,7 @@ def _usage(program: str, name: str, parser: argparse.ArgumentParser) -> str:
 
 def _shown(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
     for action in parser._actions:
-        is_general = isinstance(action, argparse._HelpAction) or isinstance(action, argparse._SubParsersAction)
+        is_general = isinstance(action, (argparse._HelpAction, argparse._SubParsersAction))
         if not is_general and action.help is not argparse.SUPPRESS:
             yield action
 
