@@ -131,13 +131,13 @@ def test_check_tells_every_problem_and_fails(tmp_path: Path, capsys: pytest.Capt
 
 def test_check_shows_warnings_beside_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "config.yaml"
-    file.write_text("prot: 1\nhost: 0.0.0.0\ndiscover: {enabled: true}\n")
+    file.write_text("prot: 1\nhost: 0.0.0.0\ndiscover: {port_probe: {enabled: true}}\n")
     assert check(file) == 1
     err = capsys.readouterr().err
     assert "config error:" in err
     assert "warning:" in err
     assert "no api_keys are set" in err
-    assert "'discover'" in err
+    assert "discover.port_probe" in err
     assert err.endswith(": 1 problem\n")
 
 

@@ -267,7 +267,7 @@ def test_an_open_host_without_keys_is_warned_of() -> None:
 def test_what_is_not_served_yet_is_warned_of_once_for_each_feature() -> None:
     text = (
         f"{ENGINE}models: [{{id: m, engine: a, set_params: {{a: 1}}}}, {{id: n, engine: a, set_params: {{a: 1}}}}]\n"
-        "discover: {enabled: true}\n"
+        "cache: on\n"
     )
     warnings = [str(w) for w in loaded(text).warnings if "not served" in w.message]
     assert len(warnings) == 2

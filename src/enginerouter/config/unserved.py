@@ -21,7 +21,6 @@ UNSERVED: Final = (
     "models.*.default_params",
     "models.*.strip_params",
     "aliases.*.chain",
-    "discover",
     "health",
     "cache",
 )
