@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the top-level folder `presets/` goes into the package, as `enginerouter/presets`."""
+"""What pyproject.toml cannot say: `presets/` and the example go into the package, as `enginerouter/presets`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ class BuildWithPresets(build_py):
             return
         target = Path(self.build_lib) / "enginerouter" / "presets"
         self.mkpath(str(target))
-        for preset in sorted(Path(__file__).parent.glob("presets/*")):
-            self.copy_file(str(preset), str(target / preset.name))
+        here = Path(__file__).parent
+        for file in (*sorted(here.glob("presets/*")), here / "config.example.yaml"):
+            self.copy_file(str(file), str(target / file.name))
 
 
 setup(cmdclass={"build_py": BuildWithPresets})

@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "demo": set(),
     "setup": FOUNDATION | {"config", "engines"},
     "web": FOUNDATION | {"dialects", "config", "engines", "swap", "proxy", "routing"},
-    "cli": FOUNDATION | {"config", "swap", "web", "demo", "setup"},
+    "cli": FOUNDATION | {"config", "engines", "swap", "web", "demo", "setup"},
     "__main__": {"cli"},
 }
 # Of the engines, the swap knows what they promise and no more.

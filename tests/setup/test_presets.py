@@ -106,7 +106,7 @@ def test_a_wheel_carries_the_presets(tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
     shutil.copytree(ROOT / "presets", source / "presets")
-    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "config.example.yaml"):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--disable-pip-version-check"]
     built = subprocess.run(
@@ -118,7 +118,11 @@ def test_a_wheel_carries_the_presets(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     # Read by the package itself, far from the checkout.
-    ask = "from enginerouter.setup import presets; print(presets.__file__, *presets.names()); presets.text_of('vllm')"
+    ask = (
+        "from enginerouter.setup import presets\n"
+        "print(presets.__file__, *presets.names())\n"
+        "presets.text_of('vllm'), presets.example()\n"
+    )
     said = subprocess.run(
         [sys.executable, "-c", ask], cwd=tmp_path, env={"PYTHONPATH": str(site)}, capture_output=True, text=True,
         timeout=60, check=True,

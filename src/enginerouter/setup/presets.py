@@ -20,6 +20,9 @@ _SUFFIX: Final = ".yaml"
 _TOP_KEY: Final = re.compile(r"^([a-z_]+):\s*$")
 
 
+_EXAMPLE: Final = "config.example.yaml"
+
+
 def _folder() -> Traversable:
     inside = files(enginerouter) / "presets"
     if inside.is_dir():
@@ -27,8 +30,15 @@ def _folder() -> Traversable:
     return Path(enginerouter.__file__).parents[2] / "presets"
 
 
+def example() -> str:
+    """The example configuration: beside the presets in the package, above them in a checkout."""
+    inside = _folder() / _EXAMPLE
+    return (inside if inside.is_file() else _folder() / ".." / _EXAMPLE).read_text("utf-8")
+
+
 def names() -> list[str]:
-    return sorted(p.name.removesuffix(_SUFFIX) for p in _folder().iterdir() if p.name.endswith(_SUFFIX))
+    found = (entry.name for entry in _folder().iterdir())
+    return sorted(name.removesuffix(_SUFFIX) for name in found if name.endswith(_SUFFIX) and name != _EXAMPLE)
 
 
 def text_of(name: str) -> str:
