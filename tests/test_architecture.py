@@ -28,9 +28,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "proxy": {"addresses", "errors", "tasks"},
     "routing": {"errors", "slots", "config"},
     "demo": set(),
+    "service": {"errors"},
     "setup": FOUNDATION | {"config", "engines"},
-    "web": FOUNDATION | {"dialects", "config", "engines", "swap", "proxy", "routing"},
-    "cli": FOUNDATION | {"config", "engines", "swap", "web", "demo", "setup"},
+    "web": FOUNDATION | {"dialects", "config", "engines", "swap", "proxy", "routing", "service"},
+    "cli": FOUNDATION | {"config", "engines", "service", "setup", "swap", "web", "demo"},
     "__main__": {"cli"},
 }
 # Of the engines, the swap knows what they promise and no more.
