@@ -11,7 +11,9 @@ import pytest
 from real_kit import Serve, assert_said_by, chat, is_gone, send, until
 
 from enginerouter.cli.main import main
-from llama import free_port, model_file, need_llama_server, running_llama_server
+from enginerouter.config.load import load
+from llama import ONE_THREAD, free_port, model_file, need_llama_server, running_llama_server
+from user_manager import UserManager
 
 pytestmark = pytest.mark.real
 
@@ -62,6 +64,32 @@ def test_init_ends_what_runs_if_it_is_told_to(tmp_path: Path, serve: Serve, caps
     router = serve(config, port)
     assert_said_by("red", router.ask("red"))
     assert router.stop() == 0
+
+
+def test_init_finds_the_unit_that_keeps_an_engine_and_the_router_takes_it_over(
+    tmp_path: Path, serve: Serve, manager: UserManager
+) -> None:
+    config, port, engine_port = tmp_path / "config.yaml", free_port(), free_port()
+    command = [need_llama_server(), "-m", str(model_file("red")), "--alias", "red", "--port", str(engine_port)]
+    unit = manager.unit("llama", *command, *ONE_THREAD, Restart="always")
+    manager.systemctl("start", unit)
+    until(lambda: is_up(engine_port), "the unit serves")
+    assert main(["init", "--yes", "-c", str(config), "--ports", str(engine_port), "--port", str(port)]) == 0
+    (engine,) = load(config).config.engines.values()
+    assert (engine.type, getattr(engine, "unit", ""), getattr(engine, "scope", "")) == ("systemd_unit", unit, "user")
+    before = manager.pid(unit)
+    router = serve(config, port)
+    assert_said_by("red", router.ask("red"))
+    assert manager.pid(unit) == before, "it was taken over as it ran"
+    assert router.post("/admin/unload", {}).status == 200
+    until(lambda: manager.show(unit, "ActiveState") == "inactive", "the unit is stopped for its memory")
+
+
+def is_up(port: int) -> bool:
+    try:
+        return send(f"http://127.0.0.1:{port}/health").status == 200
+    except OSError:
+        return False
 
 
 SWAP = """
