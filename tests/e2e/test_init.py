@@ -284,6 +284,14 @@ def test_names_that_yaml_would_misread_are_quoted(tmp_path: Path, name: str) -> 
     assert engine.start_cmd == ("vllm", name)
 
 
+def test_a_server_with_thousands_of_names_does_not_fill_the_file(tmp_path: Path) -> None:
+    names = [f"model-{n}" for n in range(5000)]
+    config, _, _ = config_of(tmp_path, found("vllm", 8000, Running(1, ("vllm",)), *names))
+    assert len(config.models) == 100
+    _, text, _ = config_of(tmp_path, found("ollama", 11434, None, *names))
+    assert "4992 more" in text
+
+
 async def test_tabbyapis_keys_come_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "api_tokens.yml").write_text("api_key: own\nadmin_key: secret\n")
     monkeypatch.chdir(tmp_path)

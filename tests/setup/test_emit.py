@@ -31,7 +31,7 @@ TRICKY = [
         "a\tb",
         "a\nb",
     ),
-    *("a\\nb", " a", "a ", "...", "---", "", "\x85x", "\u2028", "\U0001f600"),
+    *("a\\nb", " a", "a ", "...", "---", "", "\x85x", "\u2028", "\U0001f600", "no \udcff text"),
 ]
 
 
@@ -51,7 +51,7 @@ def test_a_word_is_read_back_as_it_was(word: str) -> None:
         models=[Noted({"id": word, "set_params": {"deep": {"deeper": [word, 1, None, True, 1.5]}}}, (word,))],
         aliases={key: Noted(word), "long": Noted({"chain": [word] * 30})},
     )
-    data = read(document.text())
+    data = read(document.text().encode().decode())
     assert data["log_file"] == word
     (engine,) = data["engines"].values()
     assert list(data["engines"]) == [key]

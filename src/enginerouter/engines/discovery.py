@@ -58,6 +58,7 @@ class Discovery:
         self._known = {name: _Known(engine, ttl_s) for name, (engine, ttl_s) in sources.items()}
         self._listed = listed
         self._tasks = TaskGroup()
+        self._is_closed = False
 
     def begin(self) -> None:
         """Ask everybody for the first time, in the background."""
@@ -65,6 +66,7 @@ class Discovery:
             self._ask(name, known)
 
     async def close(self) -> None:
+        self._is_closed = True
         await self._tasks.close()
 
     async def freshen(self, within_s: float = PATIENCE_S) -> bool:
@@ -83,7 +85,7 @@ class Discovery:
 
     def ask(self, engine: str) -> None:
         """Ask one engine in the background: what it said before is out of date."""
-        if (known := self._known.get(engine)) is not None:
+        if (known := self._known.get(engine)) is not None and not self._is_closed:
             self._ask(engine, known)
 
     @property

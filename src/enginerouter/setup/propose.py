@@ -20,6 +20,8 @@ from enginerouter.setup.scan import Found
 # Their models come and go; they are asked for when a list is needed.
 _LISTS_ITSELF: Final = ("ollama", "lmstudio", "localai", "tabbyapi")
 _MOST_NAMES: Final = 8
+# Nobody declares more of one engine; the rest can be named as ENGINE/MODEL, or discovered.
+_MOST_MODELS: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +181,7 @@ def _process(one: Found, preset: Mapping[str, Any], answers: Answers) -> tuple[d
 
 def _add_models(document: Document, engine: str, one: Found, ids: set[str]) -> None:
     """An id that another engine has already gets this engine's name behind it."""
-    for model in one.models:
+    for model in one.models[:_MOST_MODELS]:
         entry: dict[str, Any] = {"id": model.id, "engine": engine}
         notes = []
         if model.id in ids:
