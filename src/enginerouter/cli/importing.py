@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import cast
@@ -56,4 +57,4 @@ def _tell(file: Path, target: Path | None, result: Result) -> None:
     into = f" into {target}" if target is not None else ""
     print(f"imported {file} ({result.kind}){into}: {count} engine{'' if count == 1 else 's'}", file=sys.stderr)
     if target is not None:
-        print(f"serve it with: enginerouter --config {target}", file=sys.stderr)
+        print(f"serve it with: enginerouter --config {shlex.quote(str(target))}", file=sys.stderr)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import getpass
 import json
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -123,7 +124,8 @@ def _ports(arguments: SetupArguments) -> tuple[int, ...]:
 
 
 def _say_next(path: Path) -> None:
-    print(f"check it: enginerouter check --config {path}\nserve it: enginerouter --config {path}")
+    quoted = shlex.quote(str(path))
+    print(f"check it: enginerouter check --config {quoted}\nserve it: enginerouter --config {quoted}")
 
 
 # --- what was found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,7 +150,7 @@ def kind_of(foreign: Foreign) -> Kind:
         raise _refused(
             foreign.path,
             "this is a configuration of enginerouter already, or of its predecessor: there is nothing to import",
-            f"serve it with: enginerouter --config {foreign.path}",
+            f"serve it with: enginerouter --config {shlex.quote(str(foreign.path))}",
         )
     if isinstance(data.get("models"), dict) or isinstance(data.get("peers"), dict):
         return "llama-swap"

@@ -121,9 +121,10 @@ def read(pid: int) -> Running:
         argv = process.cmdline()
         exe = _quietly(process.exe)
         folder = _quietly(process.cwd)
-        environ = _environ(process)
+        environ = process.environ()
         parent = _parent_of(process)
-    except psutil.Error:
+    except (psutil.Error, OSError):
+        # As this user it could not be started with what it was given, either.
         return Running(pid, doubt="its command line may not be read: it is another user's process")
     membership = _membership(pid)
     container = _CONTAINER.search(membership)
@@ -187,13 +188,6 @@ def unit_in(membership: str) -> tuple[str, Scope]:
         is_users = any(step.startswith("user@") for step in steps[: services[-1]])
         return name, "user" if is_users else "system"
     return "", "system"
-
-
-def _environ(process: psutil.Process) -> dict[str, str]:
-    try:
-        return process.environ()
-    except (psutil.Error, OSError):
-        return {}
 
 
 def _parent_of(process: psutil.Process) -> str:
