@@ -8,6 +8,7 @@ ENGINEROUTER_NEED_SYSTEMD=1 is set, as .ci/run does.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import socket
@@ -25,6 +26,8 @@ JOURNALD = Path("/usr/lib/systemd/systemd-journald")
 JOURNAL_SOCKET = Path("/run/systemd/journal/stdout")
 BOOTED = Path("/run/systemd/system")
 GROUP = "user.slice/user-0.slice/user@0.service"
+# Whoever holds it has the group: a second manager in it would end with the first one.
+TURN = Path(tempfile.gettempdir()) / "enginerouter-tests-user-manager.lock"
 FAKE_ENGINE = Path(__file__).parent / "engines/scripts/fake_engine.py"
 
 
@@ -56,6 +59,8 @@ class UserManager:
         }
 
     def __enter__(self) -> UserManager:
+        self._turn = TURN.open("w")
+        fcntl.flock(self._turn, fcntl.LOCK_EX)
         self._units.mkdir(parents=True)
         self.runtime.mkdir(mode=0o700)
         # A unit that will not stop must not hold up the end of the tests.
@@ -87,6 +92,7 @@ class UserManager:
             with contextlib.suppress(OSError):
                 BOOTED.rmdir()
         subprocess.run(["rm", "-rf", str(self.folder)], check=True)
+        self._turn.close()
 
     def unit(self, name: str, *command: str, **settings: str) -> str:
         """Write a service unit; its name. `settings` go to its [Service] section."""

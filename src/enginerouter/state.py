@@ -29,7 +29,10 @@ log = logging.getLogger(__name__)
 
 
 class StateFile:
-    """Sections of JSON objects. `get` gives copies; what `put` and `put_entry` change is on disk later."""
+    """Sections of JSON objects, whose entries keep their order over a restart.
+
+    `get` gives copies; what `put` and `put_entry` change is on disk later.
+    """
 
     def __init__(self, path: Path, *, delay_s: float = 0.5) -> None:
         self.path = Path(os.path.abspath(path))
@@ -85,7 +88,7 @@ class StateFile:
         """Write what has changed. A disk that refuses is a warning, once."""
         if self._version == self._written:
             return
-        text = json.dumps(self._sections, indent=1, sort_keys=True)
+        text = json.dumps(self._sections, indent=1)
         await asyncio.to_thread(self._write, text, self._version)
 
     async def close(self) -> None:

@@ -104,23 +104,23 @@ def client(red: Demo) -> Iterator[openai.OpenAI]:
 
 
 def test_it_listens_soon_and_says_503_until_it_is_loaded() -> None:
-    with demo("--memory-mib", "8", "--load-s", "1") as engine:
+    with demo("--memory-mib", "8", "--load-s", "0.5") as engine:
         listening_s = engine.until(lambda: engine.get("/health")[0] != 0)
         assert engine.get("/v1/models")[0] == 503
         status, body = engine.get("/health")
         assert (status, body["error"]["message"]) == (503, "Loading model")
-        assert engine.until_ready() >= 1
+        assert engine.until_ready() >= 0.5
         assert listening_s < 2, "0.25 s alone on a slow machine; this leaves room for a busy one"
 
 
 def test_it_holds_real_memory_gradually_and_lets_go_of_it_on_sigterm() -> None:
-    with demo("--memory-mib", "256", "--load-s", "1") as engine:
+    with demo("--memory-mib", "256", "--load-s", "0.5") as engine:
         engine.until(lambda: engine.get("/health")[0] != 0)
         before = engine.rss()
         seen = []
         while engine.get("/health")[0] != 200:
             seen.append(engine.rss() - before)
-            time.sleep(0.02)
+            time.sleep(0.01)
         assert any(60 * MIB < held < 200 * MIB for held in seen), "memory was not taken gradually"
         assert 256 * MIB < engine.rss() < 256 * MIB + 100 * MIB
         shared = psutil.Process(engine.process.pid).memory_info().shared

@@ -180,13 +180,13 @@ async def test_keep_alive_goes_on_between_the_headers_and_the_first_event_and_be
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
 async def test_nothing_gets_inside_an_event_that_comes_in_parts(make_router: MakeRouter, line_end: bytes) -> None:
-    router = await make_router(**SOON)
+    router = await make_router(**{**SOON, "swap_keepalive_interval_s": 0.01})
     await router.load()
     whole = event("héllo").replace(b"\n", line_end)
     cuts = [2, 9, len(whole) // 2, len(whole) - 2 * len(line_end), len(whole) - len(line_end), len(whole) - 1]
     parts = [whole[a:b] for a, b in itertools.pairwise([0, *sorted(set(cuts)), len(whole)])]
-    paced = list(itertools.chain.from_iterable((p, 0.05) for p in parts))
-    router.engines["a"].server.script = sse(*paced, *paced, 0.08, DONE)
+    paced = list(itertools.chain.from_iterable((p, 0.02) for p in parts))
+    router.engines["a"].server.script = sse(*paced, *paced, 0.04, DONE)
     answer = await router.ask(chat(stream=True))
     assert answer.is_whole
     without = re.sub(rb": waiting for a/a \d+s\n+", b"", answer.body)

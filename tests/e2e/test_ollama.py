@@ -201,8 +201,10 @@ async def test_where_the_daemon_cannot_say_what_it_has_the_reason_is_told(
 
 
 async def test_a_list_of_models_that_hangs_holds_nobody_up_for_long(
-    make_router: MakeRouter, daemon: OllamaDaemon
+    make_router: MakeRouter, daemon: OllamaDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("enginerouter.web.naming.PATIENCE_S", 0.1)
+    monkeypatch.setattr("enginerouter.web.naming.CATALOGUE_PATIENCE_S", 0.1)
     daemon.fails["GET /api/tags"] = HANGS
     router = await make_router(("a",), http=[ollama(daemon)])
     assert [m["id"] for m in (await router.get("/v1/models")).json["data"]] == ["a"]

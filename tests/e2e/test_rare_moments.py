@@ -88,7 +88,7 @@ async def test_a_client_that_does_not_read_is_not_a_stalled_engine(make_router: 
     async with router.client() as client:
         await client.send("POST", "/v1/chat/completions", chat(stream=True))
         await client.head()
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(0.3)
         body, is_whole = await client.rest(10)
     assert is_whole
     assert b"stall" not in body

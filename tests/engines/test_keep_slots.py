@@ -118,7 +118,7 @@ async def test_what_was_read_with_other_settings_is_not_offered_and_removed(box:
 async def test_a_save_that_fails_does_not_keep_the_engine_from_going(
     box: Box, lie: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine = keeping(box, lie)
+    engine = keeping(box, lie, stop_timeout_s=0.4)
     await engine.start(SLOT)
     await engine.stop(SLOT)
     assert engine.pid(SLOT) is None
@@ -131,7 +131,7 @@ async def test_a_save_that_fails_does_not_keep_the_engine_from_going(
 async def test_a_restore_that_fails_does_not_keep_the_engine_from_serving(
     box: Box, lie: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine = keeping(box, lie)
+    engine = keeping(box, lie, stop_timeout_s=0.4)
     await engine.start(SLOT)
     await engine.stop(SLOT)
     assert kept(box)

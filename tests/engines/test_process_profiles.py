@@ -102,7 +102,10 @@ def profiled(box: Box, **settings: object) -> dict[str, Profile]:
     return {"big": big, "small": Profile(id="small", model=models[1], flags={"say": "I am {id}"})}
 
 
-async def test_profiles_at_one_address_are_processes_one_after_the_other(box: Box) -> None:
+async def test_profiles_at_one_address_are_processes_one_after_the_other(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("enginerouter.engines.ending._ORPHAN_GRACE_S", 0.1)  # a child of one of them ignores signals
     port = free_port()
     engine = box.engine(
         *fake("{flags}", "--body", "{model}"), base_url=f"http://127.0.0.1:{port}", profiles=profiled(box)

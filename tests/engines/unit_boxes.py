@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,22 +38,3 @@ class UnitBox:
     async def close(self) -> None:
         for engine in self.engines:
             await engine.close()
-
-
-@asynccontextmanager
-async def longest_block() -> AsyncIterator[list[float]]:
-    """How long the event loop was held up at most, in seconds: the one number of the list, afterwards."""
-    longest = [0.0]
-    loop = asyncio.get_running_loop()
-
-    async def tick() -> None:
-        while True:
-            before = loop.time()
-            await asyncio.sleep(0.005)
-            longest[0] = max(longest[0], loop.time() - before - 0.005)
-
-    ticking = asyncio.create_task(tick())
-    try:
-        yield longest
-    finally:
-        ticking.cancel()

@@ -21,12 +21,13 @@ SOURCE = Path(enginerouter.__file__).parents[1]
 class Unit:
     """A demo engine as a unit that always restarts; `settings` is its engine's configuration."""
 
-    def __init__(self, manager: UserManager, name: str, *, memory_mib: int = 64) -> None:
+    def __init__(self, manager: UserManager, name: str, *, memory_mib: int = 64, restart: str = "always") -> None:
         port = free_port()
         command = [sys.executable, "-m", "enginerouter.demo.engine", "--port", str(port), "--name", name]
         command += ["--memory-mib", str(memory_mib), "--load-s", "0.2"]
         self._manager = manager
-        self.name = manager.unit(name, *command, Restart="always", RestartSec="0.3", Environment=f"PYTHONPATH={SOURCE}")
+        settings = {"Restart": restart, "RestartSec": "0.3", "Environment": f"PYTHONPATH={SOURCE}"}
+        self.name = manager.unit(name, *command, **settings)
         self.settings: dict[str, Any] = {
             "type": "systemd_unit",
             "unit": self.name,
@@ -46,6 +47,13 @@ class Unit:
 @pytest.fixture
 def unit(manager: UserManager) -> Unit:
     return Unit(manager, "heavy")
+
+
+def server(unit: Unit) -> dict[str, Any]:
+    """The unit as a server that is always on, with no load paths: what it holds it keeps."""
+    base_url = unit.settings["base_url"]
+    keys = {"systemd_unit": unit.name, "systemd_scope": "user", "served_models": ["heavy"], "holds_memory": False}
+    return {"type": "api_swap", "base_url": base_url, "health_path": "/health", **keys}
 
 
 def engines(unit: Unit) -> dict[str, Any]:
@@ -138,3 +146,34 @@ def test_the_keys_of_an_older_config_run_a_user_unit(unit: Unit, start: Start) -
     assert unit.state == "active"
     router.stop()
     assert unit.state == "inactive"
+
+
+def test_a_server_that_is_a_unit_is_brought_up_by_need_after_a_kill_too_and_never_stopped(
+    manager: UserManager, start: Start
+) -> None:
+    unit = Unit(manager, "heavy", restart="no")
+    router = start({**engines(unit), "heavy": server(unit)}, swap_memory_settle_timeout_s=1)
+    assert unit.state == "inactive", "nobody needs it yet"
+    assert router.ask("heavy")
+    first = unit.process
+    assert router.ask("light")
+    assert unit.process == first, "it is always on"
+    kill_hard(first)
+    until(lambda: router.phase("heavy/heavy") == "cold", "its end is noticed", timeout_s=10)
+    router.wait_log("is gone while it served")
+    assert router.ask("heavy")
+    second = unit.process
+    assert second != first
+    router.stop()
+    assert unit.process == second
+    assert unit.state == "active"
+
+
+def test_a_server_whose_unit_fails_is_told_with_its_cause(manager: UserManager, start: Start) -> None:
+    port = free_port()
+    broken = manager.fake("broken", port, "--say", "cudaMalloc failed: out of memory", "--exit", "1")
+    keys = {"systemd_unit": broken, "systemd_scope": "user", "served_models": ["broken"]}
+    router = start({"broken": {"type": "api_swap", "base_url": f"http://127.0.0.1:{port}", **keys}})
+    answer = router.post("/v1/chat/completions", {"model": "broken", "messages": []})
+    assert answer.status == 502
+    assert "ran out of memory" in answer.error["message"]

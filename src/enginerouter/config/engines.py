@@ -16,6 +16,13 @@ from enginerouter.config.key import Key
 
 Dialect = Literal["openai", "ollama", "anthropic"]
 
+_DAEMON_UNIT_DOC = (
+    "systemd unit behind the server: started when a swap needs the server and nobody listens at `base_url`, if that "
+    "is this machine; never stopped or restarted. null = none."
+)
+_DAEMON_SCOPE_DOC = (
+    "Whose manager runs `systemd_unit`. A unit of the system that may not be started is tried with `sudo -n`."
+)
 _CRASH_DOC = "Failed starts in a row after which the start circuit opens."
 
 
@@ -247,7 +254,8 @@ class ApiSwap(EngineSettings):
         str, Key("Only entries for which this `key==value` holds are loaded.", form="equality")
     ] = ""
     loaded_id_key: Annotated[str, Key("Key of the id that unloading wants, if it is not the name.")] = ""
-    systemd_unit: Annotated[str | None, Key("Unit to start if the server cannot be reached.", nonempty=True)] = None
+    systemd_unit: Annotated[str | None, Key(_DAEMON_UNIT_DOC, nonempty=True)] = None
+    systemd_scope: Annotated[Literal["user", "system"], Key(_DAEMON_SCOPE_DOC)] = "system"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,9 +270,8 @@ class Ollama(EngineSettings):
     )
     health_path: Annotated[str, Key("Path that answers when the daemon is up.", form="path")] = "/api/tags"
     unload_timeout_s: Annotated[float, Key("Longest wait until nothing is loaded.", "s", gt=0)] = 60.0
-    systemd_unit: Annotated[str | None, Key("Unit to start if the daemon cannot be reached.", nonempty=True)] = (
-        "ollama.service"
-    )
+    systemd_unit: Annotated[str | None, Key(_DAEMON_UNIT_DOC, nonempty=True)] = "ollama.service"
+    systemd_scope: Annotated[Literal["user", "system"], Key(_DAEMON_SCOPE_DOC)] = "system"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

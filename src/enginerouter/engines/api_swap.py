@@ -15,68 +15,30 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from enginerouter.config.engines import ApiSwap
-from enginerouter.engines.base import OnExit
-from enginerouter.engines.http_control import ControlClient, ControlFailed, filled
+from enginerouter.engines.http_control import ControlFailed, filled
 from enginerouter.engines.loaded import Listing, Loaded, known_models, loaded_models
-from enginerouter.engines.probe import Prober, gap_s
+from enginerouter.engines.probe import gap_s
+from enginerouter.engines.server import LIST_TIMEOUT_S, ServerEngine
 from enginerouter.engines.server_ready import see_ready
-from enginerouter.engines.server_watch import ServerWatch
-from enginerouter.errors import FreeFailed, StartFailed, StartTimedOut
+from enginerouter.errors import StartTimedOut
 from enginerouter.slots import SlotId
-from enginerouter.tasks import TaskGroup
 
 log = logging.getLogger(__name__)
 
-# A list of models comes at once or not soon.
-LIST_TIMEOUT_S = 5.0
 
-
-class ApiSwapEngine:
+class ApiSwapEngine(ServerEngine):
     """See `engines.base.Engine`. `models` are the declared ones, by the names the server knows."""
 
     def __init__(self, settings: ApiSwap, models: Sequence[str] = ()) -> None:
+        super().__init__(settings, settings.health_path)
         self._settings = settings
         self._models = tuple(models)
-        self._base_url = (settings.base_url or "").rstrip("/")
-        self._client = ControlClient(self._base_url, settings.control_headers, settings.api_key)
-        self._prober = Prober(settings.control_headers, settings.api_key)
-        self._tasks = TaskGroup()
-        self._watch = ServerWatch(settings.name, self._refusal, self._tasks)
         # One load or unload at a time inside the server.
         self._turn = asyncio.Lock()
         # A load call goes on when the start that made it is called off: servers do not stop loading for that.
         self._loading: asyncio.Task[ControlFailed | None] | None = None
         # Models that may be in memory although no list has shown them yet.
         self._unseen: list[str] = []
-
-    @property
-    def name(self) -> str:
-        return self._settings.name
-
-    def address(self, slot: SlotId) -> str:
-        return self._base_url
-
-    def watch(self, on_exit: OnExit) -> None:
-        self._watch.on_exit = on_exit
-
-    async def close(self) -> None:
-        await self._tasks.close()
-        await self._client.close()
-        await self._prober.close()
-
-    async def held_bytes(self, slot: SlotId) -> int | None:
-        return None
-
-    async def stopped_state(self, slot: SlotId) -> str | None:
-        return await self._refusal()
-
-    async def _refusal(self) -> str | None:
-        """The sentence of a refused connection; None for every other outcome."""
-        try:
-            await self._client.get(self._settings.health_path, timeout_s=LIST_TIMEOUT_S)
-        except ControlFailed as failed:
-            return failed.sentence if failed.is_refused else None
-        return None
 
     # --- start
 
@@ -85,12 +47,14 @@ class ApiSwapEngine:
         try:
             await self._client.get(self._settings.health_path, timeout_s=self._settings.ready_probe_timeout_s)
         except ControlFailed as failed:
-            raise self._cannot_start(f"its server does not answer: {failed.sentence}; start that server") from failed
+            await self._see_startable(failed, "start that server")
 
     async def start(self, slot: SlotId) -> None:
         model = slot.model or self.name
         began_at = time.monotonic()
         async with self._turn:
+            if await self._bring_up():
+                self._unseen.clear()  # what the server before it had in memory went with it
             if not await self._is_the_only_one(model):
                 await self._load(model)
                 await self._see_loaded(model, began_at)
@@ -271,7 +235,7 @@ class ApiSwapEngine:
         except ControlFailed as failed:
             if failed.is_refused:
                 return []
-            raise self._cannot_free(f"what it has in memory cannot be seen: {failed.sentence}") from failed
+            raise self._cannot_be_seen(failed) from failed
         if not loaded:
             return []
         declared = [m for m in self._models if any(one.is_model(m) for one in loaded)]
@@ -299,11 +263,5 @@ class ApiSwapEngine:
 
     # --- errors
 
-    def _cannot_start(self, why: str) -> StartFailed:
-        return StartFailed(self.name, f"engine {self.name!r} cannot be started: {why}")
-
     def _timed_out(self, why: str) -> StartTimedOut:
         return StartTimedOut(self.name, f"engine {self.name!r} did not start in time: {why}")
-
-    def _cannot_free(self, why: str) -> FreeFailed:
-        return FreeFailed(self.name, f"engine {self.name!r} could not be freed: {why}")

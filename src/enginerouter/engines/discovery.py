@@ -24,8 +24,6 @@ log = logging.getLogger(__name__)
 FAILURE_TTL_S = 2.0
 # Of a list that is longer than this, nobody reads the end.
 MOST_MODELS = 2000
-# An engine that takes longer than this to list its models is not waited for by requests.
-PATIENCE_S = 2.0
 
 
 class ListsModels(Protocol):
@@ -69,7 +67,7 @@ class Discovery:
         self._is_closed = True
         await self._tasks.close()
 
-    async def freshen(self, within_s: float = PATIENCE_S) -> bool:
+    async def freshen(self, within_s: float) -> bool:
         """See that the lists are fresh, as far as that goes within a time. Gives whether any had to be asked for."""
         now = time.monotonic()
         asking = [self._ask(name, known) for name, known in self._known.items() if known.is_stale(now)]

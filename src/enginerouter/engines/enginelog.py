@@ -16,6 +16,7 @@ from pathlib import Path
 ROTATE_ABOVE_BYTES = 5 * 1024 * 1024
 KEPT_FILES = 3
 _TAIL_BYTES = 256 * 1024
+_CAME_MEANWHILE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +95,9 @@ class EngineLog:
         target = os.open(self._numbered(1), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with self.path.open("rb") as source, os.fdopen(target, "wb") as copy:
             source.seek(max(0, size - ROTATE_ABOVE_BYTES))
-            for _ in range(64):  # an engine that writes faster than we copy must not hold us here
-                chunk = source.read(1024 * 1024)
-                if not chunk:
-                    return
-                copy.write(chunk)
+            copy.write(source.read(min(size, ROTATE_ABOVE_BYTES)))
+            # What came meanwhile – not all of it from an engine that writes faster than we copy.
+            copy.write(source.read(_CAME_MEANWHILE_BYTES))
 
     def _numbered(self, number: int) -> Path:
         return self.path.with_name(f"{self.path.name}.{number}")

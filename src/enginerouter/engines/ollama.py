@@ -15,84 +15,53 @@ import time
 from collections.abc import Collection, Sequence
 
 from enginerouter.config.engines import Ollama
-from enginerouter.engines.base import OnExit
-from enginerouter.engines.http_control import ControlClient, ControlFailed
+from enginerouter.engines.http_control import ControlFailed
 from enginerouter.engines.loaded import Listing, known_models, ollama_running
-from enginerouter.engines.probe import Prober, gap_s
+from enginerouter.engines.probe import gap_s
+from enginerouter.engines.server import LIST_TIMEOUT_S, ServerEngine
 from enginerouter.engines.server_ready import see_ready
-from enginerouter.engines.server_watch import ServerWatch
-from enginerouter.errors import FreeFailed, StartFailed, printable
+from enginerouter.errors import printable
 from enginerouter.slots import SlotId
-from enginerouter.tasks import TaskGroup
 
 log = logging.getLogger(__name__)
 
-LIST_TIMEOUT_S = 5.0
 _VERSION = "/api/version"
+_WHAT_TO_DO = "start it (`ollama serve`)"
 _PASSED_TO_CLI = ("PATH", "HOME", "USER", "LANG", "SYSTEMROOT", "USERPROFILE", "LOCALAPPDATA")
 
 
-class OllamaEngine:
+class OllamaEngine(ServerEngine):
     """See `engines.base.Engine`."""
 
     def __init__(self, settings: Ollama, *, warmup_model: str | None = None) -> None:
+        super().__init__(settings, _VERSION)
         self._settings = settings
         self._warmup_model = warmup_model
-        self._base_url = (settings.base_url or "").rstrip("/")
-        self._client = ControlClient(self._base_url, settings.control_headers, settings.api_key)
-        self._prober = Prober(settings.control_headers, settings.api_key)
-        self._tasks = TaskGroup()
-        self._watch = ServerWatch(settings.name, self._refusal, self._tasks)
-
-    @property
-    def name(self) -> str:
-        return self._settings.name
-
-    def address(self, slot: SlotId) -> str:
-        return self._base_url
-
-    def watch(self, on_exit: OnExit) -> None:
-        self._watch.on_exit = on_exit
-
-    async def close(self) -> None:
-        await self._tasks.close()
-        await self._client.close()
-        await self._prober.close()
-
-    async def held_bytes(self, slot: SlotId) -> int | None:
-        return None
-
-    async def stopped_state(self, slot: SlotId) -> str | None:
-        return await self._refusal()
-
-    async def _refusal(self) -> str | None:
-        try:
-            await self._client.get(_VERSION, timeout_s=LIST_TIMEOUT_S)
-        except ControlFailed as failed:
-            return failed.sentence if failed.is_refused else None
-        return None
 
     # --- the steps of a swap
 
     async def check(self, slot: SlotId, leaving: Collection[SlotId]) -> None:
         try:
-            said = await self._client.get(_VERSION, timeout_s=self._settings.ready_probe_timeout_s)
-            said.raise_problem()
+            await self._see_version()
         except ControlFailed as failed:
-            raise StartFailed(
-                self.name,
-                f"engine {self.name!r} cannot be started: its daemon does not answer: {failed.sentence}; "
-                "start it (`ollama serve`)",
-            ) from failed
+            await self._see_startable(failed, _WHAT_TO_DO)
 
     async def start(self, slot: SlotId) -> None:
         began_at = time.monotonic()
-        await self.check(slot, ())
+        await self._bring_up()
+        try:
+            await self._see_version()
+        except ControlFailed as failed:
+            raise self._cannot_start(f"its server does not answer: {failed.sentence}; {_WHAT_TO_DO}") from failed
         path = self._settings.ready_path or self._settings.health_path
         await see_ready(self._client, self._settings, path, began_at)
         if self._settings.warmup and self._warmup_model is not None:
             await self._warm_up(self._warmup_model)
         self._watch.begin(slot)
+
+    async def _see_version(self) -> None:
+        said = await self._client.get(_VERSION, timeout_s=self._settings.ready_probe_timeout_s)
+        said.raise_problem()
 
     async def _warm_up(self, model: str) -> None:
         reply = await self._prober.warm_up(self._base_url, model, self._settings.start_timeout_s)
@@ -158,7 +127,7 @@ class OllamaEngine:
         except ControlFailed as failed:
             if failed.is_refused:
                 return []
-            raise self._cannot_free(f"what it has in memory cannot be seen: {failed.sentence}") from failed
+            raise self._cannot_be_seen(failed) from failed
         if not running:
             return []
         slot = SlotId(self.name)
@@ -168,9 +137,6 @@ class OllamaEngine:
     async def list_models(self) -> Listing:
         """What `/api/tags` lists. Raises ControlFailed."""
         return known_models(await self._client.get("/api/tags", timeout_s=LIST_TIMEOUT_S))
-
-    def _cannot_free(self, why: str) -> FreeFailed:
-        return FreeFailed(self.name, f"engine {self.name!r} could not be freed: {why}")
 
 
 async def _run(command: Sequence[str], environment: dict[str, str]) -> None:

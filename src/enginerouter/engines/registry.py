@@ -11,7 +11,7 @@ from types import MappingProxyType
 from enginerouter.config.engines import ApiSwap, EngineSettings, GenericProcess, Ollama, Remote, SystemdUnit
 from enginerouter.engines import adoption, proctree
 from enginerouter.engines.api_swap import ApiSwapEngine
-from enginerouter.engines.base import Engine, OnExit
+from enginerouter.engines.base import Engine
 from enginerouter.engines.child import Tree
 from enginerouter.engines.directory import SlotDirectory
 from enginerouter.engines.ending import end_tree, signal_number
@@ -19,56 +19,12 @@ from enginerouter.engines.ollama import OllamaEngine
 from enginerouter.engines.process import GenericProcessEngine
 from enginerouter.engines.remote import RemoteEngine
 from enginerouter.engines.systemd_unit import SystemdUnitEngine
-from enginerouter.errors import NotBuilt
-from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
 from enginerouter.tasks import TaskGroup
 
 log = logging.getLogger(__name__)
 
 _LEFTOVER_GRACE_S = 10.0
-
-
-class UnbuiltEngine:
-    """An engine that this version accepts in a configuration but does not serve. It holds nothing."""
-
-    def __init__(self, settings: EngineSettings, what: str) -> None:
-        self._settings = settings
-        self._what = what
-
-    @property
-    def name(self) -> str:
-        return self._settings.name
-
-    def address(self, slot: SlotId) -> str:
-        return (self._settings.base_url or "").rstrip("/")
-
-    def watch(self, on_exit: OnExit) -> None:
-        pass
-
-    async def check(self, slot: SlotId, leaving: Collection[SlotId]) -> None:
-        raise self._not_built()
-
-    async def start(self, slot: SlotId) -> None:
-        raise self._not_built()
-
-    async def stop(self, slot: SlotId) -> None:
-        pass
-
-    async def held_bytes(self, slot: SlotId) -> int | None:
-        return 0
-
-    async def stopped_state(self, slot: SlotId) -> str | None:
-        return None
-
-    async def adopt(self) -> list[SlotId]:
-        return []
-
-    async def close(self) -> None:
-        pass
-
-    def _not_built(self) -> NotBuilt:
-        return NotBuilt(f"engine {self.name!r} has {self._what}, which this version does not serve yet")
 
 
 def build_engine(
@@ -87,8 +43,7 @@ def build_engine(
         return RemoteEngine(settings)
     if isinstance(settings, SystemdUnit):
         return SystemdUnitEngine(settings, directory, warmup_model=warmup_model)
-    if not isinstance(settings, GenericProcess):
-        return UnbuiltEngine(settings, f"type {settings.type!r}")
+    assert isinstance(settings, GenericProcess), settings.type
     return GenericProcessEngine(settings, base_dir, state, directory, warmup_model=warmup_model)
 
 

@@ -197,6 +197,16 @@ class Systemctl:
         """Queue its start. Returns before it runs."""
         return await self._systemctl("start", "--no-block", "--", self.unit)
 
+    @property
+    def needs_root(self) -> bool:
+        """Units of the system are root's to start, unless polkit says otherwise."""
+        return self.scope == "system" and self._user_id != 0
+
+    async def start_as_root(self) -> Said:
+        """`start` through `sudo`, which asks for no password."""
+        argv = ["sudo", "-n", "systemctl", "start", "--no-block", "--", self.unit]
+        return await run(argv, self.environment(), self._timeout_s)
+
     async def stop(self) -> Said:
         """Queue its stop, after which `Restart=` does not bring it back."""
         return await self._systemctl("stop", "--no-block", "--", self.unit)

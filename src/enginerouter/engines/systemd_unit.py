@@ -14,7 +14,7 @@ import time
 from collections.abc import Collection
 
 from enginerouter.config.engines import SystemdUnit
-from enginerouter.engines import causes, ports, proctree
+from enginerouter.engines import ports, proctree
 from enginerouter.engines.base import OnExit
 from enginerouter.engines.child import wait_gone
 from enginerouter.engines.directory import SlotDirectory
@@ -25,13 +25,21 @@ from enginerouter.engines.starting import (
     LINES_SEARCHED,
     admit,
     port_taken,
-    quote_lines,
     wait_ready,
     warm_up,
     with_cause,
 )
-from enginerouter.engines.systemctl import CALL_TIMEOUT_S, Journal, Said, Systemctl, UnitState
-from enginerouter.engines.unit_run import UnitPlace, UnitRun, end_in_words, said_or_state, unit_pids
+from enginerouter.engines.systemctl import CALL_TIMEOUT_S, Said, Systemctl, UnitState
+from enginerouter.engines.unit_run import (
+    UnitPlace,
+    UnitRun,
+    autopsy,
+    end_in_words,
+    quoted,
+    said_or_state,
+    unit_pids,
+    why_not_startable,
+)
 from enginerouter.errors import EngineCrashed, FreeFailed, NotBuilt, StartFailed
 from enginerouter.slots import SlotId
 from enginerouter.tasks import TaskGroup
@@ -231,7 +239,7 @@ class SystemdUnitEngine:
         return listening.is_all_ours
 
     async def why_it_ended(self, run: UnitRun) -> StartFailed:
-        cause, detail = await self._autopsy(run)
+        cause, detail = await autopsy(self._systemctl, run.state, run.since)
         if cause is None or cause.code == "port_in_use":
             holder = await asyncio.to_thread(ports.holder_of, self._place.host, self._place.port)
             if holder is not None and not holder.pids & {key.pid for key in await asyncio.to_thread(run.alive)}:
@@ -244,7 +252,7 @@ class SystemdUnitEngine:
         return StartFailed(self.name, with_cause(message, cause), cause=code, admin_detail=detail)
 
     async def quote(self, run: UnitRun) -> str:
-        return _quoted(await self._systemctl.journal(LINES_SEARCHED, run.since))
+        return quoted(await self._systemctl.journal(LINES_SEARCHED, run.since))
 
     # --- parts ----------------------------------------------------------------------------------------------
 
@@ -278,15 +286,12 @@ class SystemdUnitEngine:
             raise StartFailed(self.name, f"engine {self.name!r} cannot be started: {said.problem()}")
         unit, scope = self._settings.unit, self._settings.scope
         begin = f"engine {self.name!r} cannot be started: unit {unit!r}"
-        if said.load == "not-found":
-            what = f"does not exist in the {scope} scope: correct `unit` or `scope`, or run `systemctl daemon-reload`"
-            raise StartFailed(self.name, f"{begin} {what}", cause="file_missing")
-        if said.load != "loaded":
-            what = f"is {said.load} (see `systemctl status {unit}`)"
-            raise StartFailed(self.name, f"{begin} {what}")
-        if not said.can_start or not said.can_stop:
-            key = "RefuseManualStop=" if said.can_start else "RefuseManualStart="
-            raise StartFailed(self.name, f"{begin} refuses to be started and stopped by others (`{key}`)")
+        if (problem := why_not_startable(said, unit, scope)) is not None:
+            is_missing = said.load == "not-found"
+            hint = ": correct `unit` or `scope`, or run `systemctl daemon-reload`" if is_missing else ""
+            raise StartFailed(self.name, f"{begin} {problem}{hint}", cause="file_missing" if is_missing else None)
+        if not said.can_stop:
+            raise StartFailed(self.name, f"{begin} refuses to be stopped by others (`RefuseManualStop=`)")
         return said
 
     async def _wait_gone(self, run: UnitRun, deadline: float) -> str | None:
@@ -338,7 +343,7 @@ class SystemdUnitEngine:
         # Its requests are broken already: they wait for this, the journal may take its time later.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CRASH_JOURNAL_TIMEOUT_S):
-                cause, detail = await self._autopsy(run)
+                cause, detail = await autopsy(self._systemctl, run.state, run.since)
         error = EngineCrashed(
             self.name,
             with_cause(f"engine {self.name!r}: {self._end_of(run)} while it served", cause),
@@ -348,18 +353,6 @@ class SystemdUnitEngine:
             log.warning("%s", error)
             if self._on_exit is not None:
                 self._on_exit(self._slot, error)
-
-    async def _autopsy(self, run: UnitRun) -> tuple[causes.Cause | None, str]:
-        """Recognised cause, and the end of the journal for admins."""
-        journal = await self._systemctl.journal(LINES_SEARCHED, run.since)
-        cause = await asyncio.to_thread(causes.recognise, journal.printed, run.state.exit)
-        if cause is None and run.state.result == "oom-kill":
-            cause = causes.by_code("out_of_memory")
-        return cause, _quoted(journal)
-
-
-def _quoted(journal: Journal) -> str:
-    return quote_lines(journal.source, journal.lines) if journal.lines else f"nothing of it in {journal.source}"
 
 
 class UnitStarting:

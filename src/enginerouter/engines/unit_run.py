@@ -16,7 +16,8 @@ from enginerouter.engines import causes, cgroup, proctree
 from enginerouter.engines.child import ExitWatch
 from enginerouter.engines.probe import ReadyRule, gap_s
 from enginerouter.engines.proctree import ProcessKey, Snapshot
-from enginerouter.engines.systemctl import Said, Systemctl, UnitState
+from enginerouter.engines.starting import LINES_SEARCHED, quote_lines
+from enginerouter.engines.systemctl import Journal, Said, Systemctl, UnitState
 from enginerouter.slots import SlotId
 from enginerouter.tasks import TaskGroup
 
@@ -102,6 +103,28 @@ def end_in_words(state: UnitState) -> str:
     if state.exit is None and state.is_down and state.result == "success":
         return "was stopped by somebody else"
     return causes.exit_in_words(state.exit)
+
+
+def why_not_startable(state: UnitState, unit: str, scope: str) -> str | None:
+    """What keeps systemd from starting a unit when asked, to follow its name; None if nothing does."""
+    if state.load == "not-found":
+        return f"does not exist in the {scope} scope"
+    if state.load != "loaded":
+        return f"is {state.load} (see `systemctl status {unit}`)"
+    return None if state.can_start else "refuses to be started by others (`RefuseManualStart=`)"
+
+
+async def autopsy(systemctl: Systemctl, state: UnitState, since: float) -> tuple[causes.Cause | None, str]:
+    """Of a run that began at `since` (wall clock): recognised cause, and the end of the journal for admins."""
+    journal = await systemctl.journal(LINES_SEARCHED, since)
+    cause = await asyncio.to_thread(causes.recognise, journal.printed, state.exit)
+    if cause is None and state.result == "oom-kill":
+        cause = causes.by_code("out_of_memory")
+    return cause, quoted(journal)
+
+
+def quoted(journal: Journal) -> str:
+    return quote_lines(journal.source, journal.lines) if journal.lines else f"nothing of it in {journal.source}"
 
 
 def unit_pids(control_group: str, main: ProcessKey | None, processes: Snapshot) -> set[int]:

@@ -6,10 +6,10 @@ This is the only module that knows every part. It holds no logic except order.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import errno
 import logging
 import os
+import secrets
 import socket
 import ssl
 from collections.abc import Callable, Iterable, Mapping
@@ -33,7 +33,9 @@ from enginerouter.errors import AlreadyRunning, CannotListen, ConfigError, Probl
 from enginerouter.metrics import Registry
 from enginerouter.proxy.downstream import KeepAlive, Mode
 from enginerouter.proxy.upstream import Upstream
+from enginerouter.routing import walk
 from enginerouter.routing.directory import Directory, models_of
+from enginerouter.routing.health import Health
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
 from enginerouter.swap.coordinator import Coordinator
@@ -41,17 +43,23 @@ from enginerouter.swap.memory import MemorySource
 from enginerouter.swap.phases import Phase
 from enginerouter.swap.pick import Picked
 from enginerouter.tasks import TaskGroup
+from enginerouter.web.answers import KeptAnswers, open_cache
 from enginerouter.web.body import BufferBudget
 from enginerouter.web.catalog import Catalog
 from enginerouter.web.control import Control
 from enginerouter.web.discovered import Discovered, Discovering
 from enginerouter.web.edge import Edge, edge_rules
+from enginerouter.web.exchange import Surroundings
+from enginerouter.web.explain import Explain
+from enginerouter.web.health import HealthView
 from enginerouter.web.inference import Inference
 from enginerouter.web.listener import GuardedServer, listen
 from enginerouter.web.naming import Naming
+from enginerouter.web.params import ModelParams
+from enginerouter.web.prober import BackgroundProber
 from enginerouter.web.responses import ResponseOwners
 from enginerouter.web.routes import Access, Route, RouteHandler, Routes
-from enginerouter.web.slots_of import LEARNED, read_learned, rules_of, slot_specs, undeclared_spec
+from enginerouter.web.slots_of import LEARNED, learned_section, read_learned, rules_of, slot_specs, undeclared_spec
 from enginerouter.web.status_page import StatusPage
 from enginerouter.web.telemetry import Telemetry
 from enginerouter.web.watching import Watching
@@ -95,6 +103,9 @@ class Router:
         self.memory = memory if memory is not None else Picked(config.memory_source)
         self.telemetry = Telemetry(self.registry)
         self.state = StateFile(config.base_dir / config.state_file)
+        # Which router this is among others. Of this process alone: two boxes may keep their state in the same place.
+        self.instance = secrets.token_hex(8)
+        self.health = Health(config.health)
         self._tasks = TaskGroup()
         self._slot_directory = SlotDirectory(self.state.router_id)
         self.engines = (
@@ -120,6 +131,7 @@ class Router:
             spec_of=lambda slot: undeclared_spec(config, slot),
         )
         self._naming = Naming(Directory(config), self.coordinator, config.engines)
+        self._prober = BackgroundProber(config.health, config.engines, self.engines, self.coordinator, self.health)
         self._addresses: dict[SlotId, str] = {}
         sources = self._sources()
         self._discovered = Discovered(config, self.state, self._naming)
@@ -127,6 +139,7 @@ class Router:
         self._discovery = Discovery(sources, self._discovered.listed)
         self._naming.attach(self._discovery)
         self._upstreams: dict[str, Upstream] = {}
+        self.cache = open_cache(config.cache, self._tasks)
         self._runner: web.ServerRunner | None = None
         self.port = 0
 
@@ -137,7 +150,10 @@ class Router:
         self._upstreams = {name: self._upstream(self.config.engines[name]) for name in self.engines}
         self.telemetry.watch(self.coordinator)
         self.telemetry.watch_memory(self.memory)
+        if self.cache is not None:
+            self.telemetry.watch_cache(self.cache)
         self.telemetry.listeners.append(self._slot_moved)
+        self.telemetry.listeners.append(self._prober.slot_moved)
         budget = BufferBudget(self.config.max_buffered_mib * MIB)
         edge = Edge(edge_rules(self.config, Routes(self._routes())), budget)
         server = GuardedServer(edge.handle)
@@ -156,6 +172,7 @@ class Router:
         self._discovery.begin()
         await end_launches_of_removed_engines(self.state, self.engines)
         await self.coordinator.start()
+        self._prober.begin()
 
     async def _claim_state(self) -> None:
         try:
@@ -186,10 +203,13 @@ class Router:
         if self._runner is not None:
             await self._stop_listening(self._runner)
         await self._discovery.close()
+        await self._prober.close()
         await self.coordinator.close(keeps_engines=self.config.on_exit == "keep")
         for upstream in self._upstreams.values():
             await upstream.close()
         await self._tasks.close()
+        if self.cache is not None:
+            await self.cache.close()
         for engine in self.engines.values():
             await engine.close()
         await self.memory.close()
@@ -236,6 +256,7 @@ class Router:
             headers=headers,
             connect_timeout_s=self.config.upstream_connect_timeout_s,
             tasks=self._tasks,
+            is_server=settings.type in ("remote", "ollama", "api_swap"),
         )
 
     def _slot_moved(self, slot: SlotId, phase: Phase) -> None:
@@ -253,25 +274,44 @@ class Router:
 
     def _note_learned(self) -> None:
         slots = self.coordinator.slots.values()
-        self.state.put(LEARNED, {str(s.id): dataclasses.asdict(s.learned) for s in slots})
+        self.state.put(LEARNED, learned_section(slots, self.learned, self.config.engines))
 
     def _routes(self) -> Iterable[Route]:
         config = self.config
         naming = self._naming
-        inference = Inference(
-            naming,
+        params = ModelParams(config)
+        around = Surroundings(
+            self.instance,
             self.coordinator,
+            naming,
+            self.health,
+            walk.CoolDowns(config.health.rate_limit_cooldown_s, config.health.credit_cooldown_s),
             self._upstreams,
             self._addresses,
             _keepalive(config),
             self.telemetry,
             ResponseOwners(),
+            params,
+            KeptAnswers(self.cache, config, params),
             self._tasks,
         )
+        inference = Inference(naming, around)
         catalog = Catalog(naming, self.coordinator)
-        control = Control(naming, self.coordinator, self.telemetry, self.registry, self.memory, self._tasks)
         discovering = Discovering(naming, self._discovery)
         page = StatusPage()
+        engines = {name: config.engines[name] for name in self.engines}
+        view = HealthView(engines, naming, self.coordinator, self.health, self._prober, self.registry)
+        control = Control(
+            naming,
+            self.coordinator,
+            self.telemetry,
+            self.registry,
+            self.memory,
+            self._tasks,
+            self.health,
+            view,
+            self.cache,
+        )
         watching = Watching(self.telemetry.hub, naming, control.snapshot, log_files(config))
         for path in INFERENCE_PATHS:
             yield Route("POST", path, inference.serve)
@@ -284,10 +324,12 @@ class Router:
             ("GET", "/v1", catalog.root, "key"),
             ("GET", "/v1/models", catalog.models, "key"),
             ("GET", "/v1/models/{id...}", catalog.model, "key"),
+            ("GET", "/v1/aliases", catalog.aliases, "key"),
             ("GET", "/", page.root, "open"),
             ("GET", "/page.css", page.style, "open"),
             ("GET", "/page.js", page.script, "open"),
             ("GET", "/health", control.health, "open"),
+            ("GET", "/v1/health", view.show, "key"),
             ("GET", "/metrics", control.metrics, metrics_access),
             ("GET", "/status", control.status, "key"),
             ("GET", "/events", watching.events, "key"),
@@ -296,6 +338,7 @@ class Router:
             ("POST", "/admin/unload", control.unload, "admin"),
             ("POST", "/admin/reset", control.reset, "admin"),
             ("POST", "/admin/discover", discovering.discover, "admin"),
+            ("POST", "/admin/explain", Explain(naming, params, self.coordinator, self.health).explain, "key"),
             ("GET", "/models/available", control.models_available, "key"),
             ("GET", "/models/status", control.models_status, "key"),
             ("POST", "/models/switch", control.models_switch, "admin"),

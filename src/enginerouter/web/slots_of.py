@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from enginerouter.config.engines import GenericProcess, Profile
@@ -9,10 +11,12 @@ from enginerouter.config.model import Config, EngineSettings
 from enginerouter.routing.directory import models_of, slot_of
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
-from enginerouter.swap.model import Learned, Rules, SlotSpec
+from enginerouter.swap.model import Learned, Rules, Slot, SlotSpec
 
 GIB = 1024**3
 LEARNED = "learned"
+# Engines with many models, each used once, must not make the state file grow for ever.
+MOST_REMEMBERED = 200
 
 
 def slot_specs(config: Config) -> list[SlotSpec]:
@@ -32,7 +36,10 @@ def slot_specs(config: Config) -> list[SlotSpec]:
         models = [m for m in models_of(config) if m.engine == engine.name]
         slots = [slot_of(engine, m.upstream_id or m.id, m.id) for m in models] or [SlotId(engine.name)]
         for n, slot in enumerate(dict.fromkeys(slots)):
-            specs[slot] = _spec(slot, engine, config, is_preloaded=engine.preload and n == 0)
+            is_preloaded = engine.preload and n == 0
+            # What needs no start is there from the beginning: no request for it waits in the queue of the others.
+            is_there = engine.type == "remote" and not engine.unconfigured
+            specs[slot] = _spec(slot, engine, config, is_preloaded=is_preloaded or is_there)
     return list(specs.values())
 
 
@@ -92,6 +99,19 @@ def read_learned(state: StateFile) -> dict[SlotId, Learned]:
                 came_back_bytes=_number(entry.get("came_back_bytes"), int),
             )
     return learned
+
+
+def learned_section(
+    slots: Iterable[Slot], earlier: Mapping[SlotId, Learned], engines: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    """What the state file keeps: `slots` of now, and what is known of slots that nobody has named in this run.
+
+    Of the latter the last MOST_REMEMBERED, those of `engines` only; whoever is named goes to the end of the row.
+    """
+    now = {slot.id: slot.learned for slot in slots}
+    unnamed = {slot: learned for slot, learned in earlier.items() if slot not in now and slot.engine in engines}
+    kept = list(unnamed.items())[-MOST_REMEMBERED:]
+    return {str(slot): dataclasses.asdict(learned) for slot, learned in (*kept, *now.items()) if learned != Learned()}
 
 
 def _number(value: Any, kind: type) -> Any:
