@@ -54,7 +54,7 @@ class Boxes:
             "models": [{"id": "home", "engine": "home", "upstream_id": f"home-of-{name}"}],
             "aliases": {"best": {"chain": ["home", "there/home"]}},
         }
-        router = RealRouter(folder, {"home": engine, "there": there}, settings)
+        router = RealRouter.of(folder, {"home": engine, "there": there}, settings)
         router.port, router.url = port, f"http://127.0.0.1:{port}"
         router.start()
         return router
