@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from enginerouter.errors import NoLongerConfigured, FreeFailed
+from enginerouter.errors import FreeFailed, NoLongerConfigured
 from enginerouter.swap.model import Rules
 from swap.fakes import Script, World, sid, spec
 from swap.virtual_time import now, settle_down, virtual

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from engine_server import FakeEngineServer, ok
-from reload_kit import Reloaded, child, lives, reloaded
+from reloaded_kit import Reloaded, child, lives, reloaded
 from router_kit import chat
 
 TWO: dict[str, Any] = {"a": child("a"), "b": child("b")}
@@ -146,16 +146,15 @@ async def test_a_removed_engine_answers_to_the_end_and_then_is_gone(tmp_path: Pa
 
 async def test_who_waits_for_an_engine_that_is_removed_is_told_at_once(tmp_path: Path) -> None:
     engines = {"a": child("a", max_in_flight=1), "b": child("b")}
-    async with reloaded(tmp_path, engines) as router:
-        async with router.streaming() as stream:
-            waiting = asyncio.ensure_future(router.ask(chat()))
-            await router.until(lambda: router.router.coordinator.queued == 1)
-            await router.reload({"b": child("b")})
-            answer = await waiting
-            assert answer.status == 503
-            assert "the configuration was reloaded" in answer.error["message"]
-            assert answer.header("Retry-After") == "1"
-            await stream.finish()
+    async with reloaded(tmp_path, engines) as router, router.streaming() as stream:
+        waiting = asyncio.ensure_future(router.ask(chat()))
+        await router.until(lambda: router.router.coordinator.queued == 1)
+        await router.reload({"b": child("b")})
+        answer = await waiting
+        assert answer.status == 503
+        assert "the configuration was reloaded" in answer.error["message"]
+        assert answer.header("Retry-After") == "1"
+        await stream.finish()
 
 
 async def test_who_waits_in_a_chain_goes_on_when_its_target_is_removed(tmp_path: Path) -> None:
@@ -170,14 +169,13 @@ async def test_who_waits_in_a_chain_goes_on_when_its_target_is_removed(tmp_path:
 
 
 async def test_an_engine_that_is_back_before_it_has_gone_restarts(tmp_path: Path) -> None:
-    async with reloaded(tmp_path, TWO) as router:
-        async with router.streaming() as stream:
-            await router.reload({"b": child("b")})
-            await router.reload(TWO)
-            waiting = asyncio.ensure_future(router.pid())
-            await stream.goes_on()
-            await stream.finish()
-            assert await waiting != stream.pid
+    async with reloaded(tmp_path, TWO) as router, router.streaming() as stream:
+        await router.reload({"b": child("b")})
+        await router.reload(TWO)
+        waiting = asyncio.ensure_future(router.pid())
+        await stream.goes_on()
+        await stream.finish()
+        assert await waiting != stream.pid
 
 
 async def test_a_disabled_engine_goes_and_an_enabled_one_comes(tmp_path: Path) -> None:
