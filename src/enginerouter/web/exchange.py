@@ -120,7 +120,7 @@ class Exchange:
     def progress(self) -> str:
         """What the client waits for, as a keep-alive says it."""
         slot = self._target.slot
-        if self._coordinator.slots[slot].phase is Phase.READY:
+        if self._coordinator.serves(slot):
             return f"waiting for {self._target.label} {time.monotonic() - self._record.began_at:.0f}s"
         return self._coordinator.progress(slot)
 
