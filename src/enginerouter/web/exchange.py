@@ -28,7 +28,6 @@ from enginerouter.routing.walk import CoolDowns, Failure
 from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.model import Lease
-from enginerouter.swap.phases import Phase
 from enginerouter.tasks import TaskGroup
 from enginerouter.web.answers import CACHE, Copy, KeptAnswers
 from enginerouter.web.ask import Ask

@@ -62,7 +62,9 @@ class BackgroundProber:
         if self._rules.enabled:
             self._running = self._tasks.spawn(self._run(), "background probes")
 
-    def configure(self, rules: HealthSettings, settings: Mapping[str, EngineSettings], changed: Collection[str]) -> None:
+    def configure(
+        self, rules: HealthSettings, settings: Mapping[str, EngineSettings], changed: Collection[str]
+    ) -> None:
         """Go by another configuration. What was seen of engines that changed, or are gone, counts no more."""
         before, self._settings = self._settings, {name: e for name, e in settings.items() if e.enabled}
         for name in before:
