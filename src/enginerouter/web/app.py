@@ -95,7 +95,7 @@ class Router:
             spec_of=lambda slot: undeclared_spec(config, slot),
         )
         self._prober = BackgroundProber(config.health, config.engines, self.engines, self.coordinator, self.health)
-        self.reloader = Reloader(config.path, self._renew, self._tasks)
+        self.reloader = Reloader(config.path, self._renew)
         self._lasting = self._made_to_last()
         self._surface = Surface(config, self._lasting, self.engines, open_cache(config.cache, self._tasks))
         # Of earlier configurations: requests that began with them may still wait for an answer.
@@ -183,6 +183,7 @@ class Router:
 
     async def stop(self) -> None:
         """Answer those who wait, let streams end within `shutdown_timeout_s`, stop the engines, save the state."""
+        await self.reloader.close()
         self.coordinator.refuse_new()
         self.telemetry.hub.close()
         if self._runner is not None:

@@ -19,7 +19,7 @@ from aiohttp import web
 
 from enginerouter.config.changes import Changes
 from enginerouter.config.load import Loaded, load
-from enginerouter.errors import BadRequest, ConfigError, Problem
+from enginerouter.errors import BadRequest, ConfigError, Problem, ShuttingDown
 from enginerouter.tasks import TaskGroup
 from enginerouter.web.catalog import json_answer
 from enginerouter.web.edge import EdgeCall
@@ -68,10 +68,11 @@ class Outcome:
 class Reloader:
     """`path` None: the configuration came from no file. `began` and `ended` are called around every reload."""
 
-    def __init__(self, path: Path | None, apply: Apply, tasks: TaskGroup) -> None:
+    def __init__(self, path: Path | None, apply: Apply) -> None:
         self._path = path
         self._apply = apply
-        self._tasks = tasks
+        self._tasks = TaskGroup()
+        self._is_closed = False
         self._turn = asyncio.Lock()
         # The reload that has not begun yet: whoever asks joins it.
         self._next: asyncio.Task[Outcome] | None = None
@@ -81,13 +82,22 @@ class Reloader:
 
     def request(self) -> None:
         """Reload soon; how it goes is in the log."""
-        self._join()
+        if not self._is_closed:
+            self._join()
 
     async def reload(self) -> Outcome:
-        """Reload, and say how that went. Goes on if the caller leaves."""
-        task = self._join()
-        await asyncio.wait({task})
-        return task.result()
+        """Reload, and say how that went. Goes on if the caller leaves. Raises ShuttingDown."""
+        if not self._is_closed:
+            task = self._join()
+            await asyncio.wait({task})
+            if not task.cancelled():
+                return task.result()
+        raise ShuttingDown("the router is shutting down", retry_after_s=5)
+
+    async def close(self) -> None:
+        """From now on everything stays as it is."""
+        self._is_closed = True
+        await self._tasks.close()
 
     def _join(self) -> asyncio.Task[Outcome]:
         if self._next is None:
