@@ -293,8 +293,15 @@ class Coordinator:
         """Whether a start now would make others wait, or evict what has served within so many seconds."""
         return policy.disturbs(*self._at(slot_id), self._board.rules, self._now(), within_s)
 
+    def serves(self, slot_id: SlotId) -> bool:
+        """Whether a slot is there for requests."""
+        slot = self._board.slots.get(slot_id)
+        return slot is not None and slot.phase is Phase.READY and not slot.is_outdated
+
     def progress(self, slot_id: SlotId) -> str:
         """What a waiter for the slot is waiting for, in a few words: `swap starting llama 12s`."""
+        if slot_id not in self._board.slots:
+            return f"{slot_id} is no longer configured"
         return words.progress(*self._at(slot_id), self._now())
 
     def __repr__(self) -> str:
