@@ -15,6 +15,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--port", type=int, required=True)
 parser.add_argument("--name", required=True)
 parser.add_argument("--word", default="hello")
+parser.add_argument("--model", default="")
 parser.add_argument("--ctx-size", default="")
 options = parser.parse_args()
 SAID = f"{options.name} {os.getpid()} {options.word}"

@@ -242,7 +242,11 @@ class Router:
         await self._is_up.wait()
         changes = diff(self.config, loaded.config)
         config = without_restart(loaded.config, self.config)
-        await asyncio.to_thread(tls_context, config)  # the files may be new ones
+        refuse_to_empty(self.config, config)
+        # What only a start finds, also of what counts at the next one only.
+        await asyncio.to_thread(tls_context, loaded.config)
+        if "memory_source" in changes.restart:
+            await see_memory_source(loaded.config)
         built = self._build(config, {n: config.engines[n] for n in (*changes.added, *changes.changed, *changes.moved)})
         try:
             running = await running_in({name: built[name] for name in changes.added})
@@ -310,6 +314,30 @@ def upstream_models(config: Config) -> dict[str, list[str]]:
     for model in models_of(config):
         found.setdefault(model.engine, []).append(model.upstream_id or model.id)
     return found
+
+
+def refuse_to_empty(before: Config, after: Config) -> None:
+    """A file that an editor has just truncated is a valid one, without engines. Raises ConfigError."""
+    if any(e.enabled for e in before.engines.values()) and not any(e.enabled for e in after.engines.values()):
+        raise ConfigError(
+            [
+                Problem(
+                    "there are no engines in it, and some are served",
+                    path="engines",
+                    file=str(after.path or ""),
+                    hint="the file may be half-written; to serve none, restart the router",
+                )
+            ]
+        )
+
+
+async def see_memory_source(config: Config) -> None:
+    """Raises ConfigError if a start with it would fail."""
+    source = Picked(config.memory_source)
+    try:
+        await source.start()
+    finally:
+        await source.close()
 
 
 def tls_context(config: Config) -> ssl.SSLContext | None:

@@ -122,7 +122,7 @@ class Reloader:
             loaded = await asyncio.to_thread(load, self._path)
             changes = await self._apply(loaded)
         except ConfigError as error:
-            log.error("the configuration was not reloaded, the running one goes on: %d problems", len(error.problems))
+            log.error("the configuration was not reloaded, the running one goes on: %s", _count(error.problems))
             for problem in error.problems:
                 log.error("  %s", problem)
             return Outcome(at, warnings=error.warnings, problems=tuple(error.problems))
@@ -139,8 +139,7 @@ class Reloader:
         """POST /admin/reload: 200 with what has changed, 422 with all that is wrong."""
         outcome = await self.reload()
         if outcome.problems:
-            count = len(outcome.problems)
-            what = f"{count} problem{'s' * (count > 1)}, the first: {outcome.problems[0]}"
+            what = f"{_count(outcome.problems)}, the first: {outcome.problems[0]}"
             raise NotReloaded(f"the configuration was not reloaded, the running one goes on: {what}", outcome.problems)
         return json_answer(outcome.told())
 
@@ -160,6 +159,10 @@ def describe(changes: Changes) -> str:
         "other keys": changes.live,
     }
     return "; ".join(f"{what}: {', '.join(names)}" for what, names in said.items() if names) or "nothing has changed"
+
+
+def _count(problems: Sequence[Problem]) -> str:
+    return f"{len(problems)} problem{'s' * (len(problems) > 1)}"
 
 
 def _told(problem: Problem) -> dict[str, Any]:
