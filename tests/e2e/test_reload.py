@@ -162,8 +162,7 @@ async def test_limits_of_a_running_engine_change_at_once(tmp_path: Path):
 async def test_a_new_profile_leaves_the_running_one_alone_and_a_changed_one_starts_anew(tmp_path: Path):
     for name in ("x", "y"):
         (tmp_path / name).touch()
-    engine = process("{flags}", manifest="profiles.yaml")
-    engine["start_cmd"] += ["--tag", "{model}"]
+    engine = process("{model}", manifest="profiles.yaml")
     manifest = tmp_path / "profiles.yaml"
     manifest.write_text(json.dumps({"p": {"model": "x"}}))
     async with from_file(tmp_path, {"a": engine}) as router:
@@ -183,9 +182,7 @@ async def test_a_new_profile_leaves_the_running_one_alone_and_a_changed_one_star
 
 
 async def test_an_engine_that_is_being_started_as_it_was_is_started_as_it_is_now(tmp_path: Path):
-    never = process("never")
-    never["start_cmd"] = ["sleep", "60", "--port", "{port}"][:2]
-    never["base_url"] = "http://127.0.0.1:9"
+    never = process() | {"start_cmd": ["sleep", "60"], "base_url": "http://127.0.0.1:9"}
     async with from_file(tmp_path, {"a": never}) as router:
         waiting = asyncio.create_task(router.said_by("a"))
         await router.until(lambda: any(s.phase.value == "starting" for s in router.router.coordinator.slots.values()))

@@ -41,7 +41,8 @@ WISH_S = 300.0
 class Coordinator:
     """See the module. `learned` is what an earlier run measured; the slots go on writing to these objects.
 
-    `engines` is kept and changed: a reload adds, replaces and takes away.
+    `engines` is kept and changed: a reload adds, replaces and takes away. `renewed` is called when one that had to
+    drain first is another, or gone.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Coordinator:
         learned: Mapping[SlotId, Learned] | None = None,
         now: Callable[[], float] = time.monotonic,
         spec_of: SpecOf = SlotSpec,
+        renewed: Callable[[], None] = lambda: None,
     ) -> None:
         self._engines = engines
         self._memory = memory
@@ -67,7 +69,9 @@ class Coordinator:
         self._holding = holding = Holding(board, leases, self._dispatch)
         self._swaps = Swaps(board, engines, memory, observer, self._tasks, leases, holding, self._dispatch)
         swaps = self._swaps
-        self._renewals = Renewals(board, engines, self._tasks, leases, swaps.move, swaps.crashed, self._dispatch)
+        self._renewals = Renewals(
+            board, engines, self._tasks, leases, swaps.move, swaps.crashed, self._dispatch, renewed
+        )
         self._dispatcher = Dispatcher(board, leases, holding, swaps.begin, self._renewals.renew)
         # The way of every request: no call in between.
         self.try_lease = leases.try_lease

@@ -93,6 +93,7 @@ class Router:
             observer=self.telemetry,
             learned=self.learned,
             spec_of=lambda slot: undeclared_spec(config, slot),
+            renewed=self._drained,
         )
         self._prober = BackgroundProber(config.health, config.engines, self.engines, self.coordinator, self.health)
         self.reloader = Reloader(config.path, self._renew)
@@ -298,9 +299,15 @@ class Router:
             self.health.forget(name)
             if cache is not None:
                 cache.forget(name)
-        pools = self._lasting.upstreams
-        for name in [n for n in pools if n not in self.engines and n not in self.config.engines]:
-            self._tasks.spawn(pools.pop(name).close(), f"close connections to {name}")
+
+    def _drained(self) -> None:
+        """An engine or a slot that was to go is gone, or another one now."""
+        lasting, slots = self._lasting, self.coordinator.slots
+        for name in [n for n in lasting.upstreams if n not in self.engines]:
+            self._tasks.spawn(lasting.upstreams.pop(name).close(), f"close connections to {name}")
+        for slot in [s for s in lasting.addresses if s not in slots]:
+            del lasting.addresses[slot]
+        self._note_learned()
 
 
 def warmup_models(config: Config) -> dict[str, str]:
