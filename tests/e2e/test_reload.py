@@ -74,7 +74,7 @@ async def test_a_change_taken_back_while_it_drains_cuts_nobody(tmp_path: Path):
         async with router.stream("a", end) as client:
             await router.rewrite({"a": process("new")})
             await router.rewrite({"a": process("old")})
-            await router.rewrite({})
+            await router.rewrite({"b": process()})
             await router.rewrite({"a": process("last")})
             waiting = asyncio.create_task(router.said_by("a"))
             await client.until(b"old")
@@ -211,11 +211,16 @@ WRONG = {
     "a manifest that is not there": (
         "engines: {a: {type: generic_process, start_cmd: [x, '{model}', '{port}'], manifest: none.yaml}}"
     ),
-    "certificates that are none": "tls_cert_file: config.yaml\ntls_key_file: config.yaml\n",
+    "certificates that are none": (
+        "engines: {a: {type: generic_process, start_cmd: [x]}}\ntls_cert_file: config.yaml\ntls_key_file: config.yaml\n"
+    ),
+    "a card that is not there": "engines: {a: {type: generic_process, start_cmd: [x]}}\nmemory_source: amd\n",
+    "nothing, as an editor leaves it for a moment": "",
+    "cut off after a key": "port: 0\nlog_level: INFO\n",
 }
 
 
-@pytest.mark.parametrize("name", [n for n in WRONG if n != "certificates that are none"])
+@pytest.mark.parametrize("name", WRONG)
 async def test_a_file_with_anything_wrong_changes_nothing_and_is_told(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):

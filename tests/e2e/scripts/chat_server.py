@@ -1,7 +1,7 @@
 """A small engine of standard library only, which is up in some 20 ms: every answer says its pid and its `--tag`.
 
-A stream goes on until the file that the request names in `user` is there, then ends with `data: [DONE]`. The answer
-says as `key` what Authorization came with the request.
+A stream goes on until the file that the request names in `user` is there, or `max_tokens` pieces are out, then ends
+with `data: [DONE]`. The answer says as `key` what Authorization came with the request.
 """
 
 import argparse
@@ -18,7 +18,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--tag", default="")
-    options = parser.parse_args()
+    parser.add_argument("--model", help="means nothing here, as other flags of profiles")
+    options, _ = parser.parse_known_args()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     listener = socket.create_server(("127.0.0.1", options.port), backlog=512)
     while True:
@@ -47,9 +48,11 @@ def answer(connection: socket.socket, request_line: bytes, headers: dict[str, st
     if asked.get("stream"):
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
         send_event(connection, said)
-        while not os.path.exists(asked["user"]):
+        left = asked.get("max_tokens", 1 << 30) - 1
+        while left > 0 and not os.path.exists(asked.get("user", "")):
             time.sleep(0.01)
             send_event(connection, said)
+            left -= 1
         send(connection, b"data: [DONE]\n\n")
         connection.sendall(b"0\r\n\r\n")
         return
