@@ -41,7 +41,8 @@ WISH_S = 300.0
 class Coordinator:
     """See the module. `learned` is what an earlier run measured; the slots go on writing to these objects.
 
-    `engines` is kept and changed: a reload adds, replaces and takes away.
+    `engines` is kept and changed: a reload adds, replaces and takes away. `renewed` is called when one that had to
+    drain first is another, or gone.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Coordinator:
         learned: Mapping[SlotId, Learned] | None = None,
         now: Callable[[], float] = time.monotonic,
         spec_of: SpecOf = SlotSpec,
+        renewed: Callable[[], None] = lambda: None,
     ) -> None:
         self._engines = engines
         self._memory = memory
@@ -67,7 +69,9 @@ class Coordinator:
         self._holding = holding = Holding(board, leases, self._dispatch)
         self._swaps = Swaps(board, engines, memory, observer, self._tasks, leases, holding, self._dispatch, self._found)
         swaps = self._swaps
-        self._renewals = Renewals(board, engines, self._tasks, leases, swaps.move, swaps.crashed, self._dispatch)
+        self._renewals = Renewals(
+            board, engines, self._tasks, leases, swaps.move, swaps.crashed, self._dispatch, renewed
+        )
         self._dispatcher = Dispatcher(board, leases, holding, swaps.begin, self._renewals.renew)
         # The way of every request: no call in between.
         self.try_lease = leases.try_lease
@@ -330,8 +334,15 @@ class Coordinator:
         """Whether a start now would make others wait, or evict what has served within so many seconds."""
         return policy.disturbs(*self._at(slot_id), self._board.rules, self._now(), within_s)
 
+    def serves(self, slot_id: SlotId) -> bool:
+        """Whether a slot is there for requests."""
+        slot = self._board.slots.get(slot_id)
+        return slot is not None and slot.phase is Phase.READY and not slot.is_outdated
+
     def progress(self, slot_id: SlotId) -> str:
         """What a waiter for the slot is waiting for, in a few words: `swap starting llama 12s`."""
+        if slot_id not in self._board.slots:
+            return f"{slot_id} is no longer configured"
         return words.progress(*self._at(slot_id), self._now())
 
     def __repr__(self) -> str:

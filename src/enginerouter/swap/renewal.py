@@ -55,7 +55,10 @@ class _Coming:
 
 
 class Renewals:
-    """`engines` is changed here, and only here. `crashed` is what engines are to call, `move` moves a slot."""
+    """`engines` is changed here, and only here. `crashed` is what engines are to call, `move` moves a slot.
+
+    `done` is called when something that had to drain first has been replaced or taken away.
+    """
 
     def __init__(
         self,
@@ -66,6 +69,7 @@ class Renewals:
         move: Callable[[Slot, Event, str], None],
         crashed: OnExit,
         dispatch: Callable[[Lane], None],
+        done: Callable[[], None],
     ) -> None:
         self._board = board
         self._engines = engines
@@ -74,6 +78,7 @@ class Renewals:
         self._move = move
         self._crashed = crashed
         self._dispatch = dispatch
+        self._done = done
         self._coming: dict[str, _Coming] = {}
         self._outdated: set[SlotId] = set()
         self._under_way: set[str | SlotId] = set()
@@ -191,6 +196,7 @@ class Renewals:
                 self._install(of_one)
             else:
                 self._remake(slots[0])
+            self._done()
         if not self._board.is_closing:
             for lane in dict.fromkeys((*lanes, *self._board.lanes)):
                 self._dispatch(lane)

@@ -28,7 +28,6 @@ from enginerouter.routing.walk import CoolDowns, Failure
 from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.model import Lease
-from enginerouter.swap.phases import Phase
 from enginerouter.tasks import TaskGroup
 from enginerouter.web.answers import CACHE, Copy, KeptAnswers
 from enginerouter.web.ask import Ask
@@ -120,7 +119,7 @@ class Exchange:
     def progress(self) -> str:
         """What the client waits for, as a keep-alive says it."""
         slot = self._target.slot
-        if self._coordinator.slots[slot].phase is Phase.READY:
+        if self._coordinator.serves(slot):
             return f"waiting for {self._target.label} {time.monotonic() - self._record.began_at:.0f}s"
         return self._coordinator.progress(slot)
 
