@@ -6,13 +6,18 @@ import asyncio
 import json
 import logging
 import os
+import signal
+import ssl
+import sys
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from reload_kit import from_file, process
-from router_kit import chat
+from reload_kit import SETTINGS, from_file, process
+from router_kit import Answer, Client, chat
+from test_shutdown import SRC
+from test_tls import certificate, needs_openssl
 
 
 async def test_an_unchanged_engine_keeps_its_process_over_reloads(tmp_path: Path):
@@ -334,3 +339,78 @@ async def test_a_file_without_permission_changes_nothing(tmp_path: Path):
         answer = await router.reload()
         assert answer.status == 422
         assert "cannot be read" in answer.error["message"]
+
+
+# --- a real process
+
+
+async def test_sighup_has_a_real_router_read_its_file_again(tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    settings = {**SETTINGS, "engines": {"a": process("a")}}
+    path.write_text(json.dumps(settings))
+    router = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "enginerouter",
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(SRC)}, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert router.stderr is not None
+
+    async def says(text: str) -> str:
+        async with asyncio.timeout(15):
+            while text not in (line := (await router.stderr.readline()).decode()):  # type: ignore[union-attr]
+                assert line, f"it ended before it said {text!r}"
+        return line
+
+    try:
+        port = int((await says("listening on")).split("127.0.0.1:")[1].split(",")[0])
+
+        async def answer_of(model: str) -> Answer:
+            client = Client(*await asyncio.open_connection("127.0.0.1", port))
+            await client.send("POST", "/v1/chat/completions", chat(model))
+            answer = await client.answer(10)
+            await client.close()
+            return answer
+
+        first = await answer_of("a")
+        path.write_text(json.dumps({**settings, "aliases": {"b": "a"}}))
+        router.send_signal(signal.SIGHUP)
+        assert "other keys: aliases" in await says("the configuration was reloaded")
+        assert (await answer_of("b")).text == first.text
+        path.write_text('{"engines": {"a": ')
+        router.send_signal(signal.SIGHUP)
+        await says("the configuration was not reloaded, the running one goes on")
+        assert str(path) in await says("not valid YAML")
+        assert (await answer_of("b")).text == first.text
+        path.write_text(json.dumps({**settings, "on_exit": "stop", "shutdown_timeout_s": 0.1}))
+        router.send_signal(signal.SIGHUP)
+        await says("the configuration was reloaded")
+        router.send_signal(signal.SIGTERM)
+        await says("stopping: running answers have 0.1 s")
+        async with asyncio.timeout(10):
+            assert await router.wait() == 0
+    finally:
+        if router.returncode is None:
+            router.kill()
+        await router.stderr.read()
+        await router.wait()
+
+
+@needs_openssl
+async def test_a_reload_reads_the_certificate_again(tmp_path: Path):
+    async def shown(port: int) -> bytes:
+        blind = ssl.create_default_context()
+        blind.check_hostname, blind.verify_mode = False, ssl.CERT_NONE
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=blind)
+        found: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        writer.close()
+        return found
+
+    cert, key = certificate(tmp_path)
+    async with from_file(tmp_path, {}, tls_cert_file=cert, tls_key_file=key) as router:
+        first = await shown(router.port)
+        certificate(tmp_path)
+        assert not (await router.router.reloader.reload()).problems
+        second = await shown(router.port)
+        assert second != first
+        Path(cert).write_text("none")
+        assert "cannot be used" in str((await router.router.reloader.reload()).problems[0])
+        assert await shown(router.port) == second
