@@ -122,7 +122,9 @@ class Reloader:
             loaded = await asyncio.to_thread(load, self._path)
             changes = await self._apply(loaded)
         except ConfigError as error:
-            log.error("the configuration was not reloaded, the running one goes on: %d problems", len(error.problems))
+            count = len(error.problems)
+            plural = "s" * (count > 1)
+            log.error("the configuration was not reloaded, the running one goes on: %d problem%s", count, plural)
             for problem in error.problems:
                 log.error("  %s", problem)
             return Outcome(at, warnings=error.warnings, problems=tuple(error.problems))
