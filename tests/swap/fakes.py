@@ -115,6 +115,7 @@ class FakeEngine:
         self.to_adopt: list[SlotId] = []
         self.adopt_error: Exception | None = None
         self.frozen: str | None = None
+        self.closes = 0
         self._on_exit: OnExit | None = None
         self._busy: dict[SlotId, str] = {}
 
@@ -196,6 +197,9 @@ class FakeEngine:
         for slot in self.to_adopt:
             self.machine.take(slot, self.scripts[slot].held)
         return self.to_adopt
+
+    async def close(self) -> None:
+        self.closes += 1
 
     def crash(self, slot: SlotId) -> None:
         """The slot's process dies, and the coordinator is told, as a watcher would."""
