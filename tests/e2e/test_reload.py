@@ -414,3 +414,10 @@ async def test_a_reload_reads_the_certificate_again(tmp_path: Path):
         Path(cert).write_text("none")
         assert "cannot be used" in str((await router.router.reloader.reload()).problems[0])
         assert await shown(router.port) == second
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        cert, key = certificate(elsewhere)
+        router.write(tls_cert_file=cert, tls_key_file=key)
+        done = await router.router.reloader.reload()
+        assert (done.problems, done.changes.restart) == ((), ("tls_cert_file", "tls_key_file"))
+        assert await shown(router.port) == second
