@@ -9,11 +9,13 @@ import os
 import signal
 import ssl
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from http_servers import OllamaDaemon
 from reload_kit import SETTINGS, from_file, process
 from router_kit import Answer, Client, chat
 from test_shutdown import SRC
@@ -421,3 +423,51 @@ async def test_a_reload_reads_the_certificate_again(tmp_path: Path):
         done = await router.router.reloader.reload()
         assert (done.problems, done.changes.restart) == ((), ("tls_cert_file", "tls_key_file"))
         assert await shown(router.port) == second
+
+
+# --- engines that are servers
+
+
+@pytest.fixture
+async def daemon() -> AsyncIterator[OllamaDaemon]:
+    server = OllamaDaemon()
+    await server.listen()
+    yield server
+    await server.stop()
+
+
+def ollama(server: OllamaDaemon, **more: Any) -> dict[str, Any]:
+    return {"type": "ollama", "base_url": server.url, "systemd_unit": None, **more}
+
+
+async def test_a_new_server_with_something_in_memory_is_taken_over_and_freed_for_others(
+    tmp_path: Path, daemon: OllamaDaemon
+):
+    daemon.running = ["phi:3b"]
+    async with from_file(tmp_path, {"a": process()}) as router:
+        await router.rewrite({"a": process(), "daemon": ollama(daemon)})
+        assert (await router.slots())["daemon"]["phase"] == "ready"
+        await router.said_by("a")
+        assert daemon.running == []
+
+
+async def test_what_a_server_said_of_its_models_is_known_after_a_reload(tmp_path: Path, daemon: OllamaDaemon):
+    async with from_file(tmp_path, {"daemon": ollama(daemon, tags_cache_ttl_s=1000)}) as router:
+        assert (await router.ask(chat("phi:3b"))).status == 200
+        asked = len(daemon.called("GET /api/tags"))
+        await router.rewrite({"daemon": ollama(daemon, tags_cache_ttl_s=999)}, aliases={"small": "phi:3b"})
+        assert (await router.ask(chat("phi:3b"))).status == 200
+        assert (await router.ask(chat("small"))).status == 200
+        assert len(daemon.called("GET /api/tags")) == asked
+
+
+async def test_a_server_that_moves_is_freed_where_it_was(tmp_path: Path, daemon: OllamaDaemon):
+    other = OllamaDaemon()
+    await other.listen()
+    async with from_file(tmp_path, {"daemon": ollama(daemon)}) as router:
+        assert (await router.ask(chat("phi:3b"))).status == 200
+        assert daemon.running == ["phi:3b"]
+        assert (await router.rewrite({"daemon": ollama(other)}))["changes"]["changed"] == ["daemon"]
+        assert (await router.ask(chat("phi:3b"))).status == 200
+        assert (daemon.running, other.running) == ([], ["phi:3b"])
+    await other.stop()
