@@ -285,7 +285,7 @@ class Coordinator:
             self._queued
             or lane.swap is not None
             or slot.is_unload_wanted
-            or slot.spec.idle_unload_s is not None
+            or slot.idle_unload_s is not None
             or lane.wished_until > now
         ):
             self._dispatch(lane)
@@ -338,6 +338,15 @@ class Coordinator:
         slot.wish = ""
         self._dispatch(self._lane_of[slot_id])
         return True
+
+    def keep_for(self, slot_id: SlotId, idle_s: float) -> None:
+        """A client's word on how long a slot may be idle before it is freed, until it is; infinite for always.
+
+        It neither pins a slot nor frees a pinned one, and says nothing of swaps.
+        """
+        slot = self._slots[slot_id]
+        slot.kept_s = idle_s
+        self._dispatch(self._lane_of[slot_id])
 
     def wish(self, slot_id: SlotId, *, within_s: float = WISH_S) -> None:
         """Start a slot for nobody in particular, if within a time that costs nobody anything: no gate closes for it."""

@@ -6,6 +6,7 @@ Only `coordinator` and `walk` write these; the decision modules read them. All t
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -193,8 +194,9 @@ class Slot:
     `active_at` is the last grant or release; `keep_until` an operator's hold; `answered` counts finished answers
     since ready; `before_start_bytes` the availability read just before its start; `drop_bytes` how much that fell
     until ready; `before_end_bytes` the last reading before it died or was stopped; `missing_bytes` what a settle
-    waits for; `wish` has it started once it fits beside what is there; until `wished_until` it also starts in place of
-    what is idle, because a chain had to go past it; `wait_clock` runs while somebody waits for this
+    waits for; `kept_s` is the idle time that a client's `keep_alive` gave it, for this stay in memory (infinite: being
+    idle never frees it); `wish` has it started once it fits beside what is there; until `wished_until` it also starts
+    in place of what is idle, because a chain had to go past it; `wait_clock` runs while somebody waits for this
     slot and what is in its way is ready to serve.
     """
 
@@ -211,6 +213,7 @@ class Slot:
     wish: Wish = ""
     wished_until: float = 0.0
     is_unload_wanted: bool = False
+    kept_s: float | None = None
     before_start_bytes: int | None = None
     drop_bytes: int | None = None
     before_end_bytes: int | None = None
@@ -239,6 +242,13 @@ class Slot:
         return max(known) if known else None
 
     @property
+    def idle_unload_s(self) -> float | None:
+        """How long it may be idle before it is freed; None: as long as it likes."""
+        if self.spec.is_pinned or self.kept_s == math.inf:
+            return None
+        return self.spec.idle_unload_s if self.kept_s is None else self.kept_s
+
+    @property
     def is_busy(self) -> bool:
         return bool(self.leases)
 
@@ -260,6 +270,8 @@ class Slot:
         before = self.phase
         self.phase = step(before, event)
         self.phase_since = now
+        if self.phase is Phase.COLD:
+            self.kept_s = None
         return before
 
 
