@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextvars import ContextVar
 from typing import IO
 
@@ -55,8 +55,8 @@ class ReusedConnectionFailed(Exception):
 class Upstream:
     """The connections to one engine. `headers` (its key and configured ones) go out with every request.
 
-    `is_server`: not a process of ours, so that it may be another router; `instance` is that router's id, once it has
-    said it.
+    `dialects` are those that it speaks; `is_strict`: it refuses fields that its dialect does not have. `is_server`: not
+    a process of ours, so that it may be another router; `instance` is that router's id, once it has said it.
     """
 
     def __init__(
@@ -67,8 +67,12 @@ class Upstream:
         connect_timeout_s: float,
         tasks: TaskGroup,
         is_server: bool = False,
+        dialects: Collection[str] = ("openai",),
+        is_strict: bool = False,
     ) -> None:
         self.engine = engine
+        self.dialects = dialects
+        self.is_strict = is_strict
         self.headers = dict(headers)
         self.is_server = is_server
         self.instance: str | None = None

@@ -80,6 +80,11 @@ INFERENCE_PATHS = (
     "/v1/images/generations",
     "/v1/images/edits",
     "/v1/images/variations",
+    "/v1/messages",
+    "/api/chat",
+    "/api/generate",
+    "/api/embed",
+    "/api/embeddings",
 )
 
 
@@ -257,6 +262,8 @@ class Router:
             connect_timeout_s=self.config.upstream_connect_timeout_s,
             tasks=self._tasks,
             is_server=settings.type in ("remote", "ollama", "api_swap"),
+            dialects=settings.api,
+            is_strict=settings.type == "remote",
         )
 
     def _slot_moved(self, slot: SlotId, phase: Phase) -> None:
@@ -312,6 +319,7 @@ class Router:
             view,
             self.cache,
         )
+        explain = Explain(naming, params, self.coordinator, self.health, self._upstreams)
         watching = Watching(self.telemetry.hub, naming, control.snapshot, log_files(config))
         for path in INFERENCE_PATHS:
             yield Route("POST", path, inference.serve)
@@ -321,6 +329,7 @@ class Router:
             ("DELETE", "/v1/responses/{id}", inference.follow, "key"),
             ("POST", "/v1/responses/{id}/cancel", inference.follow, "key"),
             ("GET", "/v1/responses/{id}/input_items", inference.follow, "key"),
+            ("POST", "/v1/messages/count_tokens", inference.count_tokens, "key"),
             ("GET", "/v1", catalog.root, "key"),
             ("GET", "/v1/models", catalog.models, "key"),
             ("GET", "/v1/models/{id...}", catalog.model, "key"),
@@ -338,7 +347,7 @@ class Router:
             ("POST", "/admin/unload", control.unload, "admin"),
             ("POST", "/admin/reset", control.reset, "admin"),
             ("POST", "/admin/discover", discovering.discover, "admin"),
-            ("POST", "/admin/explain", Explain(naming, params, self.coordinator, self.health).explain, "key"),
+            ("POST", "/admin/explain", explain.explain, "key"),
             ("GET", "/models/available", control.models_available, "key"),
             ("GET", "/models/status", control.models_status, "key"),
             ("POST", "/models/switch", control.models_switch, "admin"),
