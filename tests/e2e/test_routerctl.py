@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from reload_kit import from_file, process
 from router_kit import MakeRouter, RouterUnderTest
 
 from enginerouter.cli import routerctl
@@ -231,3 +232,21 @@ def test_it_runs_as_a_command_of_its_own() -> None:
     argv = [sys.executable, "-m", "enginerouter.cli.routerctl", "--help"]
     said = subprocess.run(argv, env={"PYTHONPATH": str(SOURCE)}, capture_output=True, text=True, timeout=30, check=True)
     assert said.stdout.startswith("usage: routerctl")
+
+
+async def test_reload_says_what_has_changed_or_all_that_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "router"
+    folder.mkdir()
+    async with from_file(folder, {"a": process()}) as router:
+        monkeypatch.setenv("ENGINEROUTER_URL", router.url)
+        router.write({"a": process()}, aliases={"b": "a"})
+        ended = await ctl("reload")
+        assert (ended.code, ended.err) == (0, "")
+        assert "- aliases" in ended.out
+        router.path.write_text("engnes: {}\nport: soon\n")
+        ended = await ctl("reload")
+        assert (ended.code, ended.out) == (1, "")
+        assert f"{router.path}:1: engnes: unknown key" in ended.err
+        assert f"{router.path}:2: port: must be a whole number" in ended.err
