@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from enginerouter.config.engines import EngineSettings
@@ -32,11 +32,15 @@ class ListsModels(Protocol):
 
 @dataclass(slots=True)
 class _Known:
-    """What is known of one engine. `at` is monotonic; None: never asked."""
+    """What is known of one engine. `at` is monotonic; None: never asked, or not since its models have changed.
+
+    `changes` counts those: an answer to a question from before one is old when it comes.
+    """
 
     engine: ListsModels
     ttl_s: float
     at: float | None = None
+    changes: int = 0
     failure: str = ""
     asking: asyncio.Task[None] | None = None
 
@@ -72,6 +76,14 @@ class Discovery:
             await asyncio.wait(asking, timeout=within_s)
         return bool(asking)
 
+    def outdate(self, engine: str) -> None:
+        """The models of an engine have changed: they are asked for, and whoever wants them waits for the answer."""
+        known = self._known.get(engine)
+        if known is not None:
+            known.at = None
+            known.changes += 1
+            self._ask(engine, known)
+
     def failure_of(self, engine: str) -> EngineUnavailable | None:
         """Why the models of an engine are not known just now."""
         known = self._known.get(engine)
@@ -88,6 +100,12 @@ class Discovery:
         return known.asking
 
     async def _fetch(self, name: str, known: _Known) -> None:
+        changes = -1
+        while changes != known.changes:
+            changes = known.changes
+            await self._fetch_once(name, known)
+
+    async def _fetch_once(self, name: str, known: _Known) -> None:
         try:
             listing = await known.engine.list_models()
         except ControlFailed as failed:
@@ -96,7 +114,7 @@ class Discovery:
             known.failure = failed.sentence
         else:
             known.failure = ""
-            self._listed(name, Listing(listing.ids[:MOST_MODELS], listing.remote))
+            self._listed(name, replace(listing, ids=listing.ids[:MOST_MODELS]))
         known.at = time.monotonic()
 
 
