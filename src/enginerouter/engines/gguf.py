@@ -28,9 +28,7 @@ DEEPEST_ARRAY = 4
 _PIECE = 1 << 20
 
 _STRING, _ARRAY = 8, 9
-_FORMATS = MappingProxyType(
-    {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-)
+_FORMATS = MappingProxyType({0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"})
 Value = int | float | bool | str
 
 

@@ -45,14 +45,20 @@ from enginerouter.tasks import TaskGroup
 from enginerouter.web.answers import KeptAnswers, open_cache
 from enginerouter.web.body import BufferBudget
 from enginerouter.web.catalog import Catalog
+from enginerouter.web.catalog_routes import catalog_routes, extra_routes, management_routes
 from enginerouter.web.control import Control
 from enginerouter.web.edge import Edge, edge_rules
 from enginerouter.web.exchange import Surroundings
 from enginerouter.web.explain import Explain
+from enginerouter.web.extras import Extras
+from enginerouter.web.file_facts import FileFacts
 from enginerouter.web.health import HealthView
 from enginerouter.web.inference import Inference
+from enginerouter.web.knowledge import Knowledge
+from enginerouter.web.learned_facts import LearnedFacts
 from enginerouter.web.listener import GuardedServer, listen
 from enginerouter.web.naming import Naming
+from enginerouter.web.ollama_management import OllamaManagement
 from enginerouter.web.params import ModelParams
 from enginerouter.web.prober import BackgroundProber
 from enginerouter.web.responses import ResponseOwners
@@ -134,6 +140,9 @@ class Router:
         self._prober = BackgroundProber(config.health, config.engines, self.engines, self.coordinator, self.health)
         self._addresses: dict[SlotId, str] = {}
         self._upstreams: dict[str, Upstream] = {}
+        self._management_upstreams: dict[str, Upstream] = {}
+        facts = LearnedFacts(self.state)
+        self._knowledge = Knowledge(config, self._naming, self.coordinator, facts, FileFacts())
         self.cache = open_cache(config.cache, self._tasks)
         self._runner: web.ServerRunner | None = None
         self.port = 0
@@ -200,7 +209,7 @@ class Router:
         await self._discovery.close()
         await self._prober.close()
         await self.coordinator.close(keeps_engines=self.config.on_exit == "keep")
-        for upstream in self._upstreams.values():
+        for upstream in (*self._upstreams.values(), *self._management_upstreams.values()):
             await upstream.close()
         await self._tasks.close()
         if self.cache is not None:
@@ -243,6 +252,7 @@ class Router:
     def _slot_moved(self, slot: SlotId, phase: Phase) -> None:
         if phase is Phase.READY:
             self._addresses[slot] = self.engines[slot.engine].address(slot)
+            self._tasks.spawn(self._knowledge.ask(self.engines[slot.engine], slot), f"what {slot} serves")
             self._note_learned()
         elif phase in (Phase.FREEING, Phase.CRASHED):
             # Before the stop signal: llama-server keeps its memory while somebody is connected.
@@ -275,7 +285,7 @@ class Router:
             self._tasks,
         )
         inference = Inference(naming, around)
-        catalog = Catalog(naming, self.coordinator)
+        catalog = Catalog(naming, self._knowledge, self.engines, config.default_model)
         page = StatusPage()
         engines = {name: config.engines[name] for name in self.engines}
         view = HealthView(engines, naming, self.coordinator, self.health, self._prober, self.registry)
@@ -299,10 +309,6 @@ class Router:
             ("DELETE", "/v1/responses/{id}", inference.follow, "key"),
             ("POST", "/v1/responses/{id}/cancel", inference.follow, "key"),
             ("GET", "/v1/responses/{id}/input_items", inference.follow, "key"),
-            ("GET", "/v1", catalog.root, "key"),
-            ("GET", "/v1/models", catalog.models, "key"),
-            ("GET", "/v1/models/{id...}", catalog.model, "key"),
-            ("GET", "/v1/aliases", catalog.aliases, "key"),
             ("GET", "/", page.root, "open"),
             ("GET", "/page.css", page.style, "open"),
             ("GET", "/page.js", page.script, "open"),
@@ -323,6 +329,29 @@ class Router:
             ("POST", "/admin/release", control.release, "admin"),
         ]
         yield from (Route(method, path, handler, access) for method, path, handler, access in rows)
+        yield from catalog_routes(catalog)
+        yield from management_routes(self._management())
+        extras = Extras(naming, self.coordinator, self.telemetry, self._upstreams, self._addresses)
+        yield from extra_routes(extras, inference)
+
+    def _management(self) -> OllamaManagement:
+        """Ollama daemons in the order of the configuration; their connections are not those of requests."""
+        daemons = {n: e for n, e in self.engines.items() if isinstance(e, OllamaEngine)}
+        self._management_upstreams = {name: self._upstream(self.config.engines[name]) for name in daemons}
+        return OllamaManagement(
+            self._naming,
+            self.telemetry,
+            {name: engine.address(SlotId(name)) for name, engine in daemons.items()},
+            self._management_upstreams,
+            self._models_changed,
+            allows_destructive=self.config.allow_destructive_ollama_api,
+        )
+
+    def _models_changed(self, engine: str) -> None:
+        """Models of a daemon came, went or are others now: lists and kept answers are old."""
+        self._naming.outdate(engine)
+        if self.cache is not None:
+            self.cache.forget(engine)
 
 
 def upstream_models(config: Config) -> dict[str, list[str]]:

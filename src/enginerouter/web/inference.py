@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from types import TracebackType
-
 from aiohttp import web
 
-from enginerouter.errors import LoopDetected, RouterError
+from enginerouter.errors import LoopDetected
 from enginerouter.proxy.headers import VIA
 from enginerouter.routing import walk
 from enginerouter.routing.target import Chain, Route
-from enginerouter.slots import SlotId
-from enginerouter.swap.phases import Phase
 from enginerouter.web.ask import Ask, understand
 from enginerouter.web.edge import EdgeCall
 from enginerouter.web.exchange import Exchange, Surroundings
 from enginerouter.web.naming import Naming
-from enginerouter.web.telemetry import CLIENT_LEFT, Record, Telemetry
+from enginerouter.web.telemetry import Record, Recorded
 from enginerouter.web.walking import Walking
 
 
@@ -54,11 +49,7 @@ class Inference:
         before = ask.previous_response_id
         if before is not None and (owned := self._around.owners.known(before, call.identity.name)) is not None:
             return owned
-        return await self._naming.route(ask.model, call.identity, self._resident)
-
-    def _resident(self) -> SlotId | None:
-        ready = [s for s in self._around.coordinator.slots.values() if s.phase is Phase.READY]
-        return max(ready, key=lambda s: s.active_at).id if ready else None
+        return await self._naming.route(ask.model, call.identity, self._naming.resident)
 
     async def follow(self, call: EdgeCall) -> web.StreamResponse:
         """GET, DELETE or cancel of a stored response: goes to the engine that made it, and never swaps."""
@@ -75,27 +66,5 @@ class Inference:
                 raise self._around.owners.not_resident(call.params["id"], target)
             return await exchange.run(lease)
 
-    def _recorded(self, call: EdgeCall) -> _Recorded:
-        return _Recorded(Record("openai", call.request_id, call.received_at), self._around.telemetry)
-
-
-class _Recorded:
-    """The record of a request: how it ended is noted, and told, whatever ends it."""
-
-    __slots__ = ("_record", "_telemetry")
-
-    def __init__(self, record: Record, telemetry: Telemetry) -> None:
-        self._record = record
-        self._telemetry = telemetry
-
-    def __enter__(self) -> Record:
-        return self._record
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, RouterError):
-            self._record.status, self._record.error = error.status, error
-        elif isinstance(error, asyncio.CancelledError | ConnectionError):
-            self._record.status = CLIENT_LEFT
-        self._telemetry.ended(self._record)
+    def _recorded(self, call: EdgeCall) -> Recorded:
+        return Recorded(Record("openai", call.request_id, call.received_at), self._around.telemetry)
