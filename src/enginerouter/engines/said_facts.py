@@ -53,6 +53,8 @@ def facts_in_show(document: Any) -> ModelFacts:
     num_ctx = _NUM_CTX.search(_text(said.get("parameters"), _LONGEST_TEMPLATE))
     own = ModelFacts(
         context_length=int(num_ctx[1]) if num_ctx else _count(info.get(f"{architecture}.context_length")),
+        # Complete, also where it is one word only.
+        capabilities=frozenset(_words(said.get("capabilities"))) & frozenset(CAPABILITIES) or None,
         architecture=architecture,
         basename=_text(info.get("general.basename")),
         parameter_count=_count(info.get("general.parameter_count")),
