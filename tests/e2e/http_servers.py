@@ -228,7 +228,7 @@ class OllamaDaemon(ScriptedServer):
 
     def _manage(self, what: str, body: Any) -> Script:
         if what == "POST /api/pull":
-            self.models.append(body["model"])
+            self.models.append(body.get("model") or body["name"])
             lines = [{"status": "pulling manifest"}, {"status": "success"}]
             return lines_of(*lines) if body.get("stream") is not False else say(lines[-1])
         if what == "DELETE /api/delete":

@@ -222,7 +222,7 @@ async def test_the_daemon_that_has_a_model_gets_what_is_done_to_it(make_router: 
     assert handy.status == 404, "an alias is no model: what it stands for is not deleted"
     assert "qwen:7b" in second.models
     assert (await router.ask(post(name="unheard"), path="/api/pull")).status == 200
-    assert first.called("POST /api/pull") == [], "a daemon of this kit wants 'model'"
+    assert first.called("POST /api/pull") == [{"name": "unheard"}], "what nobody has goes to the first"
 
 
 async def test_a_deleted_model_is_in_no_list_any_more(make_router: MakeRouter, daemons: Both) -> None:

@@ -34,13 +34,15 @@ class ListsModels(Protocol):
 class _Known:
     """What is known of one engine. `at` is monotonic; None: never asked, or not since its models have changed.
 
-    `changes` counts those: an answer to a question from before one is old when it comes.
+    `changes` counts those, `asked_after` says how many there were when it was asked last: the answer to a question from
+    before a change is old when it comes.
     """
 
     engine: ListsModels
     ttl_s: float
     at: float | None = None
     changes: int = 0
+    asked_after: int = 0
     failure: str = ""
     asking: asyncio.Task[None] | None = None
 
@@ -77,12 +79,11 @@ class Discovery:
         return bool(asking)
 
     def outdate(self, engine: str) -> None:
-        """The models of an engine have changed: they are asked for, and whoever wants them waits for the answer."""
+        """The models of an engine have changed: whoever wants them next has them asked for."""
         known = self._known.get(engine)
         if known is not None:
             known.at = None
             known.changes += 1
-            self._ask(engine, known)
 
     def failure_of(self, engine: str) -> EngineUnavailable | None:
         """Why the models of an engine are not known just now."""
@@ -95,17 +96,15 @@ class Discovery:
         )
 
     def _ask(self, name: str, known: _Known) -> asyncio.Task[None]:
-        if known.asking is None or known.asking.done():
-            known.asking = self._tasks.spawn(self._fetch(name, known), f"models of {name}")
+        if known.asking is None or known.asking.done() or known.asked_after != known.changes:
+            known.asked_after = known.changes
+            known.asking = self._tasks.spawn(self._fetch(name, known, known.asking), f"models of {name}")
         return known.asking
 
-    async def _fetch(self, name: str, known: _Known) -> None:
-        changes = -1
-        while changes != known.changes:
-            changes = known.changes
-            await self._fetch_once(name, known)
-
-    async def _fetch_once(self, name: str, known: _Known) -> None:
+    async def _fetch(self, name: str, known: _Known, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        changes = known.changes
         try:
             listing = await known.engine.list_models()
         except ControlFailed as failed:
@@ -115,7 +114,7 @@ class Discovery:
         else:
             known.failure = ""
             self._listed(name, replace(listing, ids=listing.ids[:MOST_MODELS]))
-        known.at = time.monotonic()
+        known.at = time.monotonic() if changes == known.changes else None
 
 
 def wants_discovery(settings: EngineSettings) -> bool:

@@ -343,13 +343,11 @@ class Router:
             self.telemetry,
             {name: engine.address(SlotId(name)) for name, engine in daemons.items()},
             self._management_upstreams,
-            self._models_changed,
+            self._forget_answers,
             allows_destructive=self.config.allow_destructive_ollama_api,
         )
 
-    def _models_changed(self, engine: str) -> None:
-        """Models of a daemon came, went or are others now: lists and kept answers are old."""
-        self._naming.outdate(engine)
+    def _forget_answers(self, engine: str) -> None:
         if self.cache is not None:
             self.cache.forget(engine)
 

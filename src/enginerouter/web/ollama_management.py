@@ -42,7 +42,10 @@ _DIGEST = re.compile(r"sha256[:-][0-9a-f]{64}")
 
 
 class OllamaManagement:
-    """The handlers. `addresses` gives each daemon's URL, in the order of the configuration."""
+    """The handlers. `addresses` gives each daemon's URL, in the order of the configuration.
+
+    `forget` drops the answers that were kept of an engine.
+    """
 
     def __init__(
         self,
@@ -50,7 +53,7 @@ class OllamaManagement:
         telemetry: Telemetry,
         addresses: Mapping[str, str],
         upstreams: Mapping[str, Upstream],
-        changed: Callable[[str], None],
+        forget: Callable[[str], None],
         *,
         allows_destructive: bool,
     ) -> None:
@@ -58,7 +61,7 @@ class OllamaManagement:
         self._telemetry = telemetry
         self._addresses = addresses
         self._upstreams = upstreams
-        self._changed = changed
+        self._forget = forget
         self._allows_destructive = allows_destructive
 
     async def pull(self, call: EdgeCall) -> web.StreamResponse:
@@ -96,13 +99,28 @@ class OllamaManagement:
         raw = json.dumps({**asked, **changes}).encode() if changes else body.raw
         with self._recorded(call, engine) as record:
             log.info("%s %s of %s at %s", call.request_id, call.raw_path, _said(names), engine)
+            upstream, address = self._upstreams[engine], self._addresses[engine]
             try:
-                response = await pass_on(call, self._upstreams[engine], self._addresses[engine], call.raw_path, raw)
-            finally:
+                response = await pass_on(
+                    call,
+                    upstream,
+                    address,
+                    call.raw_path,
+                    raw,
+                    noticed=lambda ended: self._noticed(engine, ended=ended),
+                )
+            except BaseException:
                 # Also after a failure, or when the client left: something may have happened.
-                self._changed(engine)
+                self._noticed(engine, ended=True)
+                raise
             record.status = response.status
             return response
+
+    def _noticed(self, engine: str, *, ended: bool) -> None:
+        """Something of a daemon's models has changed: what was heard of them is old, and at the end its answers too."""
+        self._naming.outdate(engine)
+        if ended:
+            self._forget(engine)
 
     def _daemons(self, identity: Identity) -> list[str]:
         """The daemons that a key may hear of. Raises NotBuilt if there are none."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import IO
 
 import aiohttp
@@ -33,15 +34,18 @@ async def pass_on(
     *,
     lease: Lease | None = None,
     served_by: str = "",
+    noticed: Callable[[bool], None] | None = None,
 ) -> web.StreamResponse:
     """Send the call to a raw path of an engine and give its answer to the client. Raises UpstreamFailed before that.
 
     With a lease, which the caller holds, the bytes of the answer are noted on it. `served_by` is told to the client.
+    `noticed` is called before any piece of the answer goes out, and with True before its end: what a client does upon
+    it comes after.
     """
     answer = await _opened(call, upstream, address, path, body, has_process=lease is not None)
     call.release_body()
     try:
-        return await _relayed(call, upstream, answer, lease, served_by)
+        return await _relayed(call, upstream, answer, lease, served_by, noticed)
     finally:
         answer.close()
 
@@ -71,7 +75,12 @@ async def _opened(
 
 
 async def _relayed(
-    call: EdgeCall, upstream: Upstream, answer: ClientResponse, lease: Lease | None, served_by: str
+    call: EdgeCall,
+    upstream: Upstream,
+    answer: ClientResponse,
+    lease: Lease | None,
+    served_by: str,
+    noticed: Callable[[bool], None] | None,
 ) -> web.StreamResponse:
     headers = response_headers(answer.headers)
     if served_by:
@@ -80,13 +89,19 @@ async def _relayed(
     length = answer.headers.get(hdrs.CONTENT_LENGTH)
     if length is not None and length.isdigit():
         response.content_length = int(length)
+    if noticed is not None:
+        noticed(False)
     await response.prepare(call.request)
     while chunk := await _read(upstream, answer):
+        if noticed is not None:
+            noticed(False)
         if lease is not None:
             lease.last_byte_at, lease.waits_for_client = time.monotonic(), True
         await response.write(chunk)
         if lease is not None:
             lease.waits_for_client = False
+    if noticed is not None:
+        noticed(True)
     if lease is not None:
         lease.has_answered = True
     await response.write_eof()
