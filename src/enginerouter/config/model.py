@@ -90,8 +90,8 @@ class Model:
     tags: Annotated[
         tuple[str, ...],
         Key(
-            "Free labels. Where some are `completion`, `tools`, `insert`, `vision`, `embedding` or `thinking`, these are "
-            "what clients are told the model can do."
+            "Free labels. Where some are `completion`, `tools`, `insert`, `vision`, `embedding` or `thinking`, these "
+            "are what clients are told the model can do."
         ),
     ] = ()
 

@@ -24,7 +24,6 @@ from enginerouter.routing.target import Target
 from enginerouter.web.edge import EdgeCall
 from enginerouter.web.entries import Entry
 from enginerouter.web.json_body import json_object, model_of
-from enginerouter.web.keys import Identity
 from enginerouter.web.knowledge import Knowledge, resident
 from enginerouter.web.naming import Naming
 from enginerouter.web.shapes import llamacpp, lmstudio, ollama, openai
@@ -76,7 +75,7 @@ class Catalog:
         """By POST as Ollama has it, and by GET as some agents ask."""
         name = await _shown_name(call)
         entry = await self._knowledge.entry(name, call.identity)
-        said = await self._said_by_engine(name, call.identity)
+        said = await self._said_by_engine(name)
         return json_answer(ollama.show(entry) if said is None else ollama.shown_by_engine(entry, said))
 
     async def running(self, call: EdgeCall) -> web.StreamResponse:
@@ -95,13 +94,13 @@ class Catalog:
     async def version(self, call: EdgeCall) -> web.StreamResponse:
         return json_answer({"version": ollama.API_VERSION})
 
-    async def _said_by_engine(self, name: str, identity: Identity) -> dict[str, Any] | None:
-        """What a daemon says of a model of its own, where the name leads to one."""
-        route = await self._naming.route(name, identity)
-        engine = self._engines.get(route.engine) if isinstance(route, Target) else None
-        if not isinstance(route, Target) or not isinstance(engine, ShowsModels):
+    async def _said_by_engine(self, name: str) -> dict[str, Any] | None:
+        """What a daemon says of a model of its own, where the name, which the key may see, leads to one."""
+        target = self._naming.target_of(name)
+        engine = self._engines.get(target.engine) if target is not None else None
+        if target is None or not isinstance(engine, ShowsModels):
             return None
-        return await engine.show(route.upstream_model)
+        return await engine.show(target.upstream_model)
 
     # --- others
 
