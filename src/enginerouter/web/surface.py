@@ -16,6 +16,7 @@ from enginerouter.config.model import Config, EngineSettings
 from enginerouter.engines.base import Engine
 from enginerouter.engines.discovery import Discovery, ListsModels, is_askable
 from enginerouter.engines.launch import log_path
+from enginerouter.engines.ollama import OllamaEngine
 from enginerouter.engines.served import ProcessModels, is_process
 from enginerouter.errors import NoLongerConfigured
 from enginerouter.metrics import Registry
@@ -32,14 +33,20 @@ from enginerouter.swap.phases import Phase
 from enginerouter.tasks import TaskGroup
 from enginerouter.web.answers import KeptAnswers
 from enginerouter.web.catalog import Catalog
+from enginerouter.web.catalog_routes import catalog_routes, extra_routes, management_routes
 from enginerouter.web.control import Control
 from enginerouter.web.discovered import Discovered, Discovering
 from enginerouter.web.edge import EdgeRules, edge_rules
 from enginerouter.web.exchange import Surroundings
 from enginerouter.web.explain import Explain
+from enginerouter.web.extras import Extras
+from enginerouter.web.file_facts import FileFacts
 from enginerouter.web.health import HealthView
 from enginerouter.web.inference import Inference
+from enginerouter.web.knowledge import Knowledge
+from enginerouter.web.learned_facts import LearnedFacts
 from enginerouter.web.naming import Naming
+from enginerouter.web.ollama_management import OllamaManagement
 from enginerouter.web.params import ModelParams
 from enginerouter.web.prober import BackgroundProber
 from enginerouter.web.reload import Reloader
@@ -84,7 +91,8 @@ class Lasting:
 
     `addresses`: the URL that a ready slot answers at. `upstreams`: also of engines that drain before they go.
     `snapshot`: the state as a key may see it, by the configuration of the moment. `warned`: of which pairs of engines
-    the log has said that they have one model.
+    the log has said that they have one model. `management`: connections to Ollama daemons that are not those of
+    requests, because those are dropped when a slot is freed. `facts`, `files`: what catalogues tell of models.
     """
 
     instance: str
@@ -99,8 +107,11 @@ class Lasting:
     tasks: TaskGroup
     snapshot: Snapshot
     began_at: float
+    facts: LearnedFacts
     addresses: dict[SlotId, str] = field(default_factory=dict)
     upstreams: dict[str, Upstream] = field(default_factory=dict)
+    management: dict[str, Upstream] = field(default_factory=dict)
+    files: FileFacts = field(default_factory=FileFacts)
     owners: ResponseOwners = field(default_factory=ResponseOwners)
     page: StatusPage = field(default_factory=StatusPage)
     warned: set[tuple[str, str]] = field(default_factory=set)
@@ -115,14 +126,20 @@ class Surface:
         self.config = config
         self.cache = cache
         self._lasting = lasting
+        self._engines = engines
         self._settings = {name: config.engines[name] for name in engines}
-        self._upstreams = Upstreams((name, self._upstream(settings)) for name, settings in self._settings.items())
+        self._upstreams = Upstreams(
+            (name, self._upstream(settings, lasting.upstreams)) for name, settings in self._settings.items()
+        )
+        daemons = [name for name, engine in engines.items() if isinstance(engine, OllamaEngine)]
+        self._management_upstreams = {n: self._upstream(self._settings[n], lasting.management) for n in daemons}
         self.naming = naming = Naming(Directory(config), lasting.coordinator, config.engines)
         sources = self._sources(engines)
         discovered = Discovered(config, lasting.state, naming, lasting.warned)
         discovered.recall({name: source for name, (source, _) in sources.items()})
         self.discovery = Discovery(sources, discovered.listed)
         naming.attach(self.discovery)
+        self.knowledge = Knowledge(config, naming, lasting.coordinator, lasting.facts, lasting.files)
         self.view = HealthView(self._settings, naming, lasting.coordinator, lasting.health, lasting.prober)
         self.control = self._control()
         self.rules: EdgeRules = edge_rules(config, Routes(self._routes()))
@@ -139,6 +156,12 @@ class Surface:
                 is_strict=settings.type == "remote",
             )
             self._lasting.upstreams[name] = upstream
+        for name, daemon in self._management_upstreams.items():
+            settings = self._settings[name]
+            daemon.configure(
+                headers=_headers_to(settings), connect_timeout_s=self.config.upstream_connect_timeout_s, is_server=True
+            )
+            self._lasting.management[name] = daemon
 
     def carry_on(self, before: Surface, engines: Collection[str]) -> None:
         """Know what was known of these engines, which are as they were."""
@@ -146,9 +169,9 @@ class Surface:
 
     # --- parts
 
-    def _upstream(self, settings: EngineSettings) -> Upstream:
+    def _upstream(self, settings: EngineSettings, lasting: Mapping[str, Upstream]) -> Upstream:
         """One pool per engine, over all configurations: open connections stay open."""
-        return self._lasting.upstreams.get(settings.name) or Upstream(
+        return lasting.get(settings.name) or Upstream(
             settings.name,
             headers=_headers_to(settings),
             connect_timeout_s=self.config.upstream_connect_timeout_s,
@@ -220,7 +243,7 @@ class Surface:
         page = lasting.page
         params = ModelParams(config)
         inference = Inference(naming, self._surroundings(params))
-        catalog = Catalog(naming, lasting.coordinator)
+        catalog = Catalog(naming, self.knowledge, self._engines, config.default_model)
         discovering = Discovering(naming, self.discovery)
         explain = Explain(naming, params, lasting.coordinator, lasting.health, self._upstreams)
         watching = Watching(lasting.telemetry.hub, naming, lasting.snapshot, log_files(config))
@@ -233,10 +256,6 @@ class Surface:
             ("POST", "/v1/responses/{id}/cancel", inference.follow, "key"),
             ("GET", "/v1/responses/{id}/input_items", inference.follow, "key"),
             ("POST", "/v1/messages/count_tokens", inference.count_tokens, "key"),
-            ("GET", "/v1", catalog.root, "key"),
-            ("GET", "/v1/models", catalog.models, "key"),
-            ("GET", "/v1/models/{id...}", catalog.model, "key"),
-            ("GET", "/v1/aliases", catalog.aliases, "key"),
             ("GET", "/", page.root, "open"),
             ("GET", "/page.css", page.style, "open"),
             ("GET", "/page.js", page.script, "open"),
@@ -259,6 +278,25 @@ class Surface:
             ("POST", "/admin/release", control.release, "admin"),
         ]
         yield from (Route(method, path, handler, access) for method, path, handler, access in rows)
+        yield from catalog_routes(catalog)
+        yield from management_routes(self._management())
+        extras = Extras(naming, lasting.coordinator, lasting.telemetry, self._upstreams, lasting.addresses)
+        yield from extra_routes(extras, inference)
+
+    def _management(self) -> OllamaManagement:
+        """Ollama daemons in the order of the configuration; their connections are not those of requests."""
+        return OllamaManagement(
+            self.naming,
+            self._lasting.telemetry,
+            {name: self._engines[name].address(SlotId(name)) for name in self._management_upstreams},
+            self._management_upstreams,
+            self._forget_answers,
+            allows_destructive=self.config.allow_destructive_ollama_api,
+        )
+
+    def _forget_answers(self, engine: str) -> None:
+        if self.cache is not None:
+            self.cache.forget(engine)
 
 
 def _is_server(settings: EngineSettings) -> bool:
