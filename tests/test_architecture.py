@@ -30,8 +30,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cache": {"tasks"},
     "demo": set(),
     "service": {"errors"},
+    "setup": FOUNDATION | {"config", "engines"},
     "web": FOUNDATION | {"cache", "dialects", "config", "engines", "swap", "proxy", "routing", "service"},
-    "cli": FOUNDATION | {"config", "service", "swap", "web", "demo"},
+    "cli": FOUNDATION | {"config", "engines", "service", "setup", "swap", "web", "demo"},
     "__main__": {"cli"},
 }
 # Of the engines, the swap knows what they promise and no more.

@@ -264,12 +264,6 @@ def test_an_open_host_without_keys_is_warned_of() -> None:
     assert not any("api_keys" in w.message for w in loaded("host: '::1'").warnings)
 
 
-def test_what_is_not_served_yet_is_warned_of_once_for_each_feature() -> None:
-    warnings = [str(w) for w in loaded("discover: {enabled: true}").warnings if "not served" in w.message]
-    assert len(warnings) == 1
-    assert "'discover'" in warnings[0]
-
-
 def test_engines_on_different_cards_are_warned_of() -> None:
     entry = "{type: generic_process, start_cmd: '{port}', env: {CUDA_VISIBLE_DEVICES: %d}}"
     warnings = loaded(f"engines: {{a: {entry % 0}, b: {entry % 1}}}").warnings

@@ -567,3 +567,29 @@ async def test_naming_a_permitted_chain_grants_its_targets_and_no_more(make_rout
     for name in ("a", "big", "cloud/big"):
         assert (await router.ask(chat(name), headers=guest)).status == 404, name
     assert [m["id"] for m in (await router.get("/v1/models", **guest)).json["data"]] == ["best"]
+
+
+# --- what would become of it
+
+
+async def explained(router: RouterUnderTest) -> dict[str, str | None]:
+    said = (await router.ask(chat("best"), path="/admin/explain")).json
+    return {t["target"]: t["passed_over"] for t in said["targets"]} | {"served by": said["served_by"]}
+
+
+async def test_explain_says_of_every_target_what_a_walk_would_do_and_does_nothing(
+    make_router: MakeRouter, far: Boxes
+) -> None:
+    router = await far.router(make_router, go_on_after_s=5.0)
+    (slot,) = [s for s in router.router.coordinator.slots.values() if s.id.engine == "a"]
+    slot.learned.start_s = 60.0
+    expected = {"a/a": "would_take_longer", "cloud/big": None, "lxc/small": None, "served by": "cloud/big"}
+    assert await explained(router) == expected
+    saying(far.cloud, refused(500))
+    router.a.starting.shut()
+    for _ in range(2):
+        assert (await router.ask(chat("best"))).header("x-enginerouter-resolved") == "lxc/small"
+    asked = len(far.lxc.received)
+    assert await explained(router) == {**expected, "cloud/big": "circuit_open", "served by": "lxc/small"}
+    assert len(far.lxc.received) == asked
+    router.a.starting.open()

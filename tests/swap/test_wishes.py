@@ -116,6 +116,17 @@ async def test_one_wish_per_target_however_often_it_is_wished():
 
 
 @virtual
+async def test_what_is_just_leaving_may_be_wished_back():
+    async with World(["a", "b"], RULES, scripts={"a": Script(stop_s=2.0)}) as world:
+        await world.serve("a")
+        asked = world.request("b")
+        await world.in_phase("a", "freeing")
+        wish(world, "a")
+        await asked
+        await world.until(lambda: world.phase("a") == "ready")
+
+
+@virtual
 async def test_a_wish_whose_start_fails_is_not_tried_for_ever():
     async with World(["b"], RULES, scripts={"b": Script()}) as world:
         world.script("b").outcomes.extend(["fail"] * 9)

@@ -136,7 +136,14 @@ class PortProbe:
 class Discover:
     """Whether models are found by asking the engines."""
 
-    enabled: Annotated[bool, Key("Serve models that engines with `discover_models` report.")] = False
+    enabled: Annotated[
+        bool,
+        Key(
+            "Processes (`generic_process`, `systemd_unit`) with `discover_models` also serve what they list while they "
+            "run, what they listed when they ran last, and what their command line names; and the lists of all engines "
+            "are remembered over a restart. Nothing is ever started to be asked."
+        ),
+    ] = False
     collision: Annotated[Literal["config_order"], Key("Who serves an id that two engines report: the first.")] = (
         "config_order"
     )

@@ -134,9 +134,20 @@ class Directory:
             for model_id in self._said.get(name, ()):
                 if model_id not in self._names and model_id not in found:
                     found[model_id] = self._undeclared(settings, model_id, asked=model_id)
+        labels = {target.label: target for target in found.values()} if self._late else {}
         for alias, end in self._late:
-            if (target := found.get(end) or found.get(respelt(end))) is not None:
+            if (target := found.get(end) or found.get(respelt(end)) or labels.get(end)) is not None:
                 found[alias.name] = _renamed(target, alias)
+
+    def collisions(self) -> dict[tuple[str, str], list[str]]:
+        """Discovered models that two engines have: (who serves them, who also has them) → the ids."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for name, settings in self._engines.items():
+            for model_id in self._said.get(name, ()) if _is_discovered(settings) else ():
+                owner = self._discovered.get(model_id)
+                if owner is not None and owner.engine != name:
+                    found.setdefault((owner.engine, name), []).append(model_id)
+        return found
 
     def said_by(self, engine: str) -> tuple[str, ...]:
         """The models that an engine says it has."""
@@ -150,7 +161,7 @@ class Directory:
         """`engine/model` with a model that is not declared, at an engine that may have such."""
         engine_name, _, model = name.partition("/")
         engine = self._engines.get(engine_name)
-        if engine is None or not model or engine.type not in LIVE_TYPES:
+        if engine is None or not model or not (engine.type in LIVE_TYPES or self._said.get(engine_name)):
             return None
         return self._undeclared(engine, model, asked=name)
 
@@ -172,7 +183,7 @@ class Directory:
                     "or set default_model in the router's configuration"
                 )
         found = self._names.get(name) or self._by_alias(name) or self._live(name)
-        if found is not None and _is_permitted(found, name, may_name):
+        if found is not None and (may_name(found.asked) or _is_permitted(found, name, may_name)):
             return found
         raise UnknownModel(name, self._suggestions(may_name))
 
@@ -364,11 +375,11 @@ def _renamed(target: Target, alias: Alias, *, is_glob: bool = False) -> Target:
 
 
 def _is_permitted(found: Route, name: str, may_name: MayName) -> bool:
-    """Whether a key may use what a name means.
+    """Whether a key that may not use the canonical name may use this one.
 
     An alias glob is named by its pattern, and by every name that matches it; a discovered model in two ways.
     """
-    if may_name(found.asked) or (found.is_glob and may_name(name)):
+    if found.is_glob and may_name(name):
         return True
     return isinstance(found, Target) and not found.is_declared and may_name(found.label)
 

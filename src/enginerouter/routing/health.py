@@ -58,11 +58,6 @@ class _Part:
     def is_trial(self) -> bool:
         return self._call.trial > 0
 
-    @property
-    def is_current(self) -> bool:
-        """Whether a call that begins now would be the same to its circuit."""
-        return self._call.life == self._watched.breaker.life and not self._watched.is_forgotten
-
     def succeeded(self) -> None:
         if self._is_own:
             self._watched.window.note(True, self._health.now())
@@ -123,8 +118,10 @@ class Call:
         return self._back_off_s if self.is_trial else 0.0
 
     def succeeded(self) -> None:
-        for part in self._first_time():
-            part.succeeded()
+        if not self._is_over:  # not by `_first_time`: this is on the path of every request
+            self._is_over = True
+            for part in self._parts:
+                part.succeeded()
 
     def failed(self, reason: str, cause: BaseException | None = None) -> None:
         """`cause`: what ended this call and others with it (one crash): it counts once for them all."""
@@ -159,7 +156,8 @@ class Health:
         self.configure(settings)
         self._clock = clock
         self._watched: dict[Key, _Watched] = {}
-        self._observed: dict[tuple[str, str], tuple[_Part, _Part]] = {}
+        # What `observe` gave last, with the lives of the circuits it was for.
+        self._observed: dict[tuple[str, str], tuple[_Watched, int, _Watched, int, tuple[_Part, ...]]] = {}
         self.listeners: list[Callable[[Transition], None]] = []
 
     def configure(self, settings: HealthSettings) -> None:
@@ -189,16 +187,20 @@ class Health:
     def observe(self, engine: str, model: str) -> Call:
         """For a request that names its model directly: never refused, and its success closes an open circuit."""
         # On the path of every request: what such a call says is the same until a circuit opens or closes.
-        parts = self._observed.get((engine, model))
-        if parts is None or not (parts[0].is_current and parts[1].is_current):
-            own, engines = self._get(engine, model), self._get(engine, None)
-            parts = (
-                _Part(self, own, breaker.observe(own.breaker), is_own=True),
-                _Part(self, engines, breaker.observe(engines.breaker), is_own=False),
-            )
-            if len(self._observed) >= MOST_TARGETS:
-                self._observed.clear()
-            self._observed[engine, model] = parts
+        known = self._observed.get((engine, model))
+        if known is not None:
+            own, own_life, engines, engines_life, parts = known
+            is_as_it_was = own.breaker.life == own_life and engines.breaker.life == engines_life
+            if is_as_it_was and not own.is_forgotten and not engines.is_forgotten:
+                return Call(parts)
+        own, engines = self._get(engine, model), self._get(engine, None)
+        parts = (
+            _Part(self, own, breaker.observe(own.breaker), is_own=True),
+            _Part(self, engines, breaker.observe(engines.breaker), is_own=False),
+        )
+        if len(self._observed) >= MOST_TARGETS:
+            self._observed.clear()
+        self._observed[engine, model] = (own, own.breaker.life, engines, engines.breaker.life, parts)
         return Call(parts)
 
     def probe(self, engine: str) -> Call:

@@ -28,6 +28,7 @@ from enginerouter.errors import (
     Unreachable,
     UpstreamFailed,
 )
+from enginerouter.routing.circuit import Circuit
 from enginerouter.routing.target import Chain, Target
 
 # Why a target is passed over without being asked.
@@ -118,6 +119,17 @@ def pass_over(
     if path == EMBEDDINGS and not chain.alias.mix_embeddings and not shares_vectors(chain.targets[0], target):
         return OTHER_VECTORS
     return LOOP if instance is not None and instance in via else ""
+
+
+def closed_by(circuit: Circuit) -> str:
+    """Why health does not let a call through: the reason of a cool-down, or the circuit."""
+    return circuit.reason if circuit.state == "cooling" else CIRCUIT_OPEN
+
+
+def is_too_slow(chain: Chain, eta_s: float | None) -> bool:
+    """Whether a local target is not waited for (`go_on_after_s`). None: how long it takes is not known yet."""
+    limit_s = chain.alias.go_on_after_s
+    return limit_s is not None and eta_s is not None and eta_s > limit_s
 
 
 # --- what may be repeated

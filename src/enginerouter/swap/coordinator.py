@@ -342,7 +342,7 @@ class Coordinator:
     def wish(self, slot_id: SlotId, *, within_s: float = WISH_S) -> None:
         """Start a slot for nobody in particular, if within a time that costs nobody anything: no gate closes for it."""
         slot, lane = self._slots[slot_id], self._lane_of[slot_id]
-        if slot.phase is not Phase.COLD or self._is_closing:
+        if slot.phase in (Phase.STARTING, Phase.READY) or self._is_closing:
             return
         slot.wished_until = self._now() + within_s
         lane.wished_until = max(lane.wished_until, slot.wished_until)

@@ -12,7 +12,7 @@ import os
 import secrets
 import socket
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from aiohttp import web
@@ -28,6 +28,7 @@ from enginerouter.engines.ollama import OllamaEngine
 from enginerouter.engines.ports import Holder, holder_of
 from enginerouter.engines.registry import build_engines, end_launches_of_removed_engines
 from enginerouter.engines.remote import RemoteEngine
+from enginerouter.engines.served import ProcessModels, is_process
 from enginerouter.errors import AlreadyRunning, CannotListen, ConfigError, Problem
 from enginerouter.metrics import Registry
 from enginerouter.proxy.downstream import KeepAlive, Mode
@@ -47,6 +48,7 @@ from enginerouter.web.body import BufferBudget
 from enginerouter.web.catalog import Catalog
 from enginerouter.web.catalog_routes import catalog_routes, extra_routes, management_routes
 from enginerouter.web.control import Control
+from enginerouter.web.discovered import Discovered, Discovering
 from enginerouter.web.edge import Edge, edge_rules
 from enginerouter.web.exchange import Surroundings
 from enginerouter.web.explain import Explain
@@ -135,10 +137,13 @@ class Router:
             spec_of=lambda slot: undeclared_spec(config, slot),
         )
         self._naming = Naming(Directory(config), self.coordinator, config.engines)
-        self._discovery = Discovery(self._sources(), self._naming.listed_by)
-        self._naming.attach(self._discovery)
         self._prober = BackgroundProber(config.health, config.engines, self.engines, self.coordinator, self.health)
         self._addresses: dict[SlotId, str] = {}
+        sources = self._sources()
+        self._discovered = Discovered(config, self.state, self._naming)
+        self._discovered.recall({name: source for name, (source, _) in sources.items()})
+        self._discovery = Discovery(sources, self._discovered.listed)
+        self._naming.attach(self._discovery)
         self._upstreams: dict[str, Upstream] = {}
         self._management_upstreams: dict[str, Upstream] = {}
         facts = LearnedFacts(self.state)
@@ -230,12 +235,26 @@ class Router:
     # --- parts
 
     def _sources(self) -> dict[str, tuple[ListsModels, float]]:
-        """The engines whose word on their models counts."""
-        return {
-            name: (engine, self.config.engines[name].tags_cache_ttl_s)
-            for name, engine in self.engines.items()
-            if isinstance(engine, ApiSwapEngine | OllamaEngine | RemoteEngine) and is_askable(self.config.engines[name])
-        }
+        """The engines whose word on their models counts, with how long it does."""
+        sources: dict[str, tuple[ListsModels, float]] = {}
+        for name, engine in self.engines.items():
+            settings = self.config.engines[name]
+            if not is_askable(settings, is_enabled=self.config.discover.enabled):
+                continue
+            if isinstance(engine, ApiSwapEngine | OllamaEngine | RemoteEngine):
+                sources[name] = engine, settings.tags_cache_ttl_s
+            elif is_process(settings):
+                sources[name] = ProcessModels(settings, self._ready_address(name)), settings.tags_cache_ttl_s
+        return sources
+
+    def _ready_address(self, engine: str) -> Callable[[], str | None]:
+        """Where an engine may be asked, while it may."""
+
+        def address() -> str | None:
+            slot = self.coordinator.slots.get(SlotId(engine))
+            return self._addresses.get(SlotId(engine)) if slot is not None and slot.phase is Phase.READY else None
+
+        return address
 
     def _upstream(self, settings: EngineSettings) -> Upstream:
         headers = dict(settings.headers)
@@ -253,6 +272,8 @@ class Router:
         if phase is Phase.READY:
             self._addresses[slot] = self.engines[slot.engine].address(slot)
             self._tasks.spawn(self._knowledge.ask(self.engines[slot.engine], slot), f"what {slot} serves")
+            if is_process(self.config.engines[slot.engine]):
+                self._discovery.ask(slot.engine)  # now it can tell by itself
             self._note_learned()
         elif phase in (Phase.FREEING, Phase.CRASHED):
             # Before the stop signal: llama-server keeps its memory while somebody is connected.
@@ -286,6 +307,7 @@ class Router:
         )
         inference = Inference(naming, around)
         catalog = Catalog(naming, self._knowledge, self.engines, config.default_model)
+        discovering = Discovering(naming, self._discovery)
         page = StatusPage()
         engines = {name: config.engines[name] for name in self.engines}
         view = HealthView(engines, naming, self.coordinator, self.health, self._prober, self.registry)
@@ -321,6 +343,7 @@ class Router:
             ("POST", "/admin/swap", control.swap, "admin"),
             ("POST", "/admin/unload", control.unload, "admin"),
             ("POST", "/admin/reset", control.reset, "admin"),
+            ("POST", "/admin/discover", discovering.discover, "admin"),
             ("POST", "/admin/explain", Explain(naming, params, self.coordinator, self.health).explain, "key"),
             ("GET", "/models/available", control.models_available, "key"),
             ("GET", "/models/status", control.models_status, "key"),

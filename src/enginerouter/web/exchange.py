@@ -96,6 +96,8 @@ class Exchange:
         client: Downstream | None = None,
         verdict: Call | None = None,
     ) -> None:
+        # Whether the time for which the status is held begins when the lease is there.
+        self._holds_anew = True
         self._around = around
         self._coordinator = around.coordinator
         self._upstream = around.upstreams[target.engine]
@@ -203,16 +205,14 @@ class Exchange:
                 ) from None
 
     async def _ask_engine(self, lease: Lease) -> web.StreamResponse:
-        self._wait_for_engine()
+        if self._holds_anew:
+            self._client.wait_for_engine()
         answer = await self._open()
         try:
             return await self._answered(answer, lease)
         except BaseException:
             answer.close()
             raise
-
-    def _wait_for_engine(self) -> None:
-        self._client.wait_for_engine()
 
     async def _answered(self, answer: ClientResponse, lease: Lease) -> web.StreamResponse:
         """The head of the engine's answer is here, and the answer is the client's."""

@@ -14,7 +14,7 @@ from enginerouter.dialects.params import changed, told
 from enginerouter.errors import BadRequest, RouterError
 from enginerouter.routing import walk
 from enginerouter.routing.health import Health
-from enginerouter.routing.target import Route, Target
+from enginerouter.routing.target import Chain, Route, Target
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.phases import Phase
 from enginerouter.web.catalog import json_answer
@@ -86,8 +86,17 @@ class Explain:
         )
         circuit = self._health.state(target.engine, target.model_id)
         if not reason and circuit.retry_after_s:
-            reason = circuit.reason if circuit.state == "cooling" else walk.CIRCUIT_OPEN
+            reason = walk.closed_by(circuit)
+        if not reason and not self._naming.is_remote(target):
+            reason = self._not_waited_for(target, route, is_trial=circuit.state == "half_open")
         return reason or None
+
+    def _not_waited_for(self, target: Target, chain: Chain, *, is_trial: bool) -> str:
+        """Whether a swap to a target would cost others too much for a trial, or take too long for the chain."""
+        coordinator = self._coordinator
+        if is_trial and coordinator.disturbs(target.slot, within_s=self._health.back_off_s):
+            return walk.CIRCUIT_OPEN
+        return walk.SLOW if walk.is_too_slow(chain, coordinator.known_eta_s(target.slot)) else ""
 
     def _wait(self, target: Target, identity: Identity) -> dict[str, Any]:
         """What stands between the request and its engine now."""

@@ -67,7 +67,7 @@ class Naming:
         except UnknownModel as unknown:
             route = await self._ask_engines(name or unknown.model, identity, unknown)
         if isinstance(route, Target):
-            if self.is_fenced(route, identity):
+            if (route.stays_local or not identity.may_use_remote) and self.is_fenced(route, identity):
                 raise _beyond_fence(route)
             self._coordinator.add(route.slot)
             return route

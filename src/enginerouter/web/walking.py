@@ -22,7 +22,6 @@ from enginerouter.errors import EngineUnavailable, RouterError, UpstreamFailed, 
 from enginerouter.proxy.downstream import Downstream
 from enginerouter.proxy.headers import VIA
 from enginerouter.routing import walk
-from enginerouter.routing.circuit import Circuit
 from enginerouter.routing.health import Call
 from enginerouter.routing.target import Chain, Target
 from enginerouter.routing.walk import Attempt, Failure
@@ -90,6 +89,8 @@ class Try(Exchange):
     ) -> None:
         super().__init__(around, call, ask, target, record, client, verdict)
         self._chain = chain
+        # Only the first target: the client has waited through all of them.
+        self._holds_anew = record.tries <= 1 or not client.is_beating
 
     async def answer(self) -> web.StreamResponse:
         """Raises RouterError; NoAnswer among them, if the engine said one that goes on."""
@@ -111,7 +112,7 @@ class Try(Exchange):
         if limit_s is None or self._around.naming.is_remote(self._target):
             return await super()._queue()
         eta_s = self._coordinator.known_eta_s(slot)
-        if eta_s is not None and eta_s > limit_s:
+        if eta_s is not None and walk.is_too_slow(self._chain, eta_s):
             raise self._too_slow(limit_s, eta_s)
         try:
             async with asyncio.timeout(limit_s):
@@ -132,11 +133,6 @@ class Try(Exchange):
             f"{self._target.label} would take {eta_s:.0f} s, and the chain waits {limit_s:g} s (go_on_after_s)",
             retry_after_s=eta_s,
         )
-
-    def _wait_for_engine(self) -> None:
-        """Only the first target begins a time of holding: the client has waited through all of them."""
-        if self._record.tries <= 1 or not self._client.is_beating:
-            super()._wait_for_engine()
 
     # --- the look at the answer
 
@@ -233,23 +229,6 @@ def passed_over(
     )
 
 
-def closed_by(circuit: Circuit) -> str:
-    """Why health does not let a call through: the reason of a cool-down, or the circuit."""
-    return circuit.reason if circuit.state == "cooling" else walk.CIRCUIT_OPEN
-
-
-def foreseen(around: Surroundings, chain: Chain, target: Target, identity: Identity, path: str) -> str:
-    """Why a walk that began now would pass a target over; "" if it would try it. Changes nothing."""
-    if reason := passed_over(around, chain, target, identity, path):
-        return reason
-    circuit = around.health.state(target.engine, target.model_id)
-    if circuit.is_passed_over:
-        return closed_by(circuit)
-    limit_s, eta_s = chain.alias.go_on_after_s, around.coordinator.known_eta_s(target.slot)
-    is_slow = limit_s is not None and eta_s is not None and eta_s > limit_s
-    return walk.SLOW if is_slow and not around.naming.is_remote(target) else ""
-
-
 class Walking:
     """One request, one chain."""
 
@@ -320,7 +299,7 @@ class Walking:
             if verdict is not None:
                 return verdict
             circuit = self._around.health.state(target.engine, target.model_id)
-            reason = closed_by(circuit)
+            reason = walk.closed_by(circuit)
             self._waits_s.append(circuit.retry_after_s)
         self._attempts.append(Attempt(target, reason, was_tried=False))
         return None
