@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors"},
     "engines": FOUNDATION | {"config"},
     "swap": FOUNDATION | {"engines"},
-    "proxy": {"addresses", "errors", "tasks"},
+    "proxy": {"addresses", "dialects", "errors", "tasks"},
     "routing": {"errors", "slots", "config"},
     "cache": {"tasks"},
     "demo": set(),
@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 ENGINE_SEAM = "enginerouter.engines.base"
 # The demo engine is a program of its own, that no other part imports and that imports none.
 PROGRAM = "demo"
-BROAD_EXCEPT = {"cache/redis_store.py", "web/edge.py", "swap/coordinator.py", "swap/lookout.py", "swap/walk.py"}
+BROAD_EXCEPT = {"cache/redis_store.py", "web/edge.py", "swap/swaps.py", "swap/lookout.py", "swap/walk.py"}
 
 
 def sources() -> Iterator[tuple[str, ast.Module]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterable, Mapping
+from collections.abc import AsyncIterable, Collection, Mapping
 from contextvars import ContextVar
 from typing import IO
 
@@ -55,8 +55,8 @@ class ReusedConnectionFailed(Exception):
 class Upstream:
     """The connections to one engine. `headers` (its key and configured ones) go out with every request.
 
-    `is_server`: not a process of ours, so that it may be another router; `instance` is that router's id, once it has
-    said it.
+    `dialects` are those that it speaks; `is_strict`: it refuses fields that its dialect does not have. `is_server`: not
+    a process of ours, so that it may be another router; `instance` is that router's id, once it has said it.
     """
 
     def __init__(
@@ -67,20 +67,41 @@ class Upstream:
         connect_timeout_s: float,
         tasks: TaskGroup,
         is_server: bool = False,
+        dialects: Collection[str] = ("openai",),
+        is_strict: bool = False,
     ) -> None:
         self.engine = engine
-        self.headers = dict(headers)
-        self.is_server = is_server
         self.instance: str | None = None
-        self._timeout = ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=None)
         self._tasks = tasks
+        self.configure(
+            headers=headers,
+            connect_timeout_s=connect_timeout_s,
+            is_server=is_server,
+            dialects=dialects,
+            is_strict=is_strict,
+        )
         self._session: ClientSession | None = None
         self._urls: dict[tuple[str, str], URL] = {}
+
+    def configure(
+        self,
+        *,
+        headers: Mapping[str, str],
+        connect_timeout_s: float,
+        is_server: bool = False,
+        dialects: Collection[str] = ("openai",),
+        is_strict: bool = False,
+    ) -> None:
+        """Ask like this from now on, also for those who have waited since before; what is open stays open."""
+        self.dialects = dialects
+        self.is_strict = is_strict
+        self.headers = dict(headers)
+        self.is_server = is_server
+        self._timeout = ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=None)
 
     def _open_session(self) -> ClientSession:
         return ClientSession(
             connector=_Connector(limit=0, keepalive_timeout=POOL_IDLE_S, ttl_dns_cache=60),
-            timeout=self._timeout,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
@@ -126,6 +147,7 @@ class Upstream:
                 data=data,
                 headers=headers,
                 allow_redirects=False,
+                timeout=self._timeout,
                 # Nothing is added to what the client sent. SDKs send all three, and then there is nothing to skip.
                 skip_auto_headers=None if headers.keys() >= AUTO_HEADERS else AUTO_HEADERS,
             )

@@ -13,6 +13,8 @@ from types import TracebackType
 from typing import Any
 
 from enginerouter.cache.answers import AnswerCache
+from enginerouter.cache.store import StoreState
+from enginerouter.dialects.base import Usage
 from enginerouter.errors import RouterError, printable
 from enginerouter.metrics import Labels, Registry
 from enginerouter.routing.target import Target
@@ -51,6 +53,7 @@ class Record:
         "error",
         "first_byte_at",
         "is_declared",
+        "is_stream",
         "keepalives",
         "label",
         "queue_s",
@@ -58,6 +61,7 @@ class Record:
         "status",
         "swap_s",
         "tries",
+        "usage",
     )
 
     def __init__(self, dialect: str, request_id: str, began_at: float) -> None:
@@ -79,6 +83,17 @@ class Record:
         # Targets that were tried, the one that answers among them.
         self.tries = 1
         self.error: RouterError | None = None
+        # Whether an answer in pieces was asked for; and the tokens it cost, where the engine has said so.
+        self.is_stream = False
+        self.usage: Usage | None = None
+
+    def tokens_per_s(self, now: float) -> float | None:
+        """How fast the answer came: by the engine's clock, else by ours; without a stream the prompt's time counts."""
+        if self.usage is None or not self.usage.completion:
+            return None
+        since = self.first_byte_at if self.is_stream and self.first_byte_at else self.began_at + self.queue_s
+        seconds = self.usage.completion_s or now - since
+        return self.usage.completion / seconds if seconds > 0 else None
 
     def name(self, target: Target) -> None:
         """Note what the request is for."""
@@ -122,6 +137,9 @@ class Telemetry:
             "Targets of chains that did not answer, the one asked after them, and why.",
             ("from_model", "to_model", "reason"),
         )
+        self._tokens = registry.counter(
+            "tokens_total", "Tokens of prompts (in) and answers (out), as engines count them.", ("direction", "target")
+        )
         self._frames = registry.counter("keepalive_frames_total", "Keep-alive frames sent to waiting clients.")
 
     def watch(self, coordinator: Coordinator) -> None:
@@ -161,15 +179,22 @@ class Telemetry:
         gauge("memory_available_bytes", "Memory that a new engine could take; nothing where unreadable.",
               read=available)  # fmt: skip
 
-    def watch_cache(self, cache: AnswerCache) -> None:
-        def known(count: int | None) -> dict[Labels, float]:
-            return {} if count is None else {(): float(count)}
+    def watch_cache(self, cache: Callable[[], AnswerCache | None]) -> None:
+        """`cache`: that of the moment, if there is one."""
+
+        def of(read: Callable[[StoreState], tuple[Labels, float | None]]) -> Callable[[], dict[Labels, float]]:
+            def values() -> dict[Labels, float]:
+                now = cache()
+                labels, value = read(now.state()) if now is not None else ((), None)
+                return {} if value is None else {labels: float(value)}
+
+            return values
 
         gauge = self.registry.gauge
         gauge("cache_up", "1 while the store of kept answers works.", ("store",),
-              read=lambda: {(cache.state().name,): float(cache.state().is_up)})  # fmt: skip
-        gauge("cache_answers", "Answers kept in this process.", read=lambda: known(cache.state().entries))
-        gauge("cache_bytes", "Bytes of the answers kept in this process.", read=lambda: known(cache.state().bytes))
+              read=of(lambda state: ((state.name,), state.is_up)))  # fmt: skip
+        gauge("cache_answers", "Answers kept in this process.", read=of(lambda state: ((), state.entries)))
+        gauge("cache_bytes", "Bytes of the answers kept in this process.", read=of(lambda state: ((), state.bytes)))
 
     # --- the observer
 
@@ -228,6 +253,11 @@ class Telemetry:
             self._cached.inc((target, record.cache))
             if record.cached_bytes:
                 self._cached_bytes.inc((target,), record.cached_bytes)
+        if (usage := record.usage) is not None:
+            if usage.prompt:
+                self._tokens.inc(("in", target), usage.prompt)
+            if usage.completion:
+                self._tokens.inc(("out", target), usage.completion)
         self._total_s.observe(total)
         if record.label:
             self._wait_s.observe(record.queue_s)
@@ -296,6 +326,7 @@ def swap_fields(report: SwapReport) -> dict[str, Any]:
 def request_fields(record: Record, total_s: float) -> dict[str, Any]:
     """A request that has ended, as `/events` shows it."""
     first = record.first_byte_at
+    tok_s = record.tokens_per_s(record.began_at + total_s)
     return {
         "at": round(time.time(), 3),
         "id": record.request_id,
@@ -307,6 +338,9 @@ def request_fields(record: Record, total_s: float) -> dict[str, Any]:
         "swap_ms": round(record.swap_s * 1000),
         "first_byte_ms": round((first - record.began_at) * 1000) if first is not None else None,
         "total_ms": round(total_s * 1000),
+        "tokens_in": record.usage.prompt if record.usage is not None else None,
+        "tokens_out": record.usage.completion if record.usage is not None else None,
+        "tok_s": round(tok_s, 1) if tok_s is not None else None,
         "error": record.error.code if record.error is not None else None,
     }
 
