@@ -193,11 +193,11 @@ class OllamaDaemon(ScriptedServer):
         self.running: list[str] = []
         self.elsewhere: list[str] = []
         self.slow_unload = 0
-        self.sizes: dict[str, int] = {}
-        self.taken: Callable[[int], None] = lambda size: None
         self.blobs: dict[str, bytes] = {}
         # What `/api/show` says; nothing: it does not know the path.
         self.shown: dict[str, Any] = {}
+        self.sizes: dict[str, int] = {}
+        self.taken: Callable[[int], None] = lambda size: None
         self._leaving: list[str] = []
 
     def chat(self, body: Any) -> Script | None:

@@ -409,7 +409,7 @@ def make_config(folder: Path, engines: Mapping[str, Mapping[str, Any]], **settin
     models = settings.pop("models", None)
     aliases = settings.pop("aliases", {})
     built = {
-        name: GenericProcess(**{"name": name, "start_cmd": ("fake",), "base_url": "http://127.0.0.1:1", **more})
+        name: GenericProcess(name=name, **{"start_cmd": ("fake",), "base_url": "http://127.0.0.1:1", **more})
         for name, more in engines.items()
     }
     return Config(

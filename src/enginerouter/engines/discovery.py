@@ -96,6 +96,13 @@ class Discovery:
             await asyncio.wait(asking, timeout=within_s)
         return bool(asking)
 
+    def outdate(self, engine: str) -> None:
+        """The models of an engine have changed: whoever wants them next has them asked for."""
+        known = self._known.get(engine)
+        if known is not None:
+            known.at = None
+            known.changes += 1
+
     async def refresh(self, within_s: float) -> None:
         """Ask everybody again now, and wait for them for a time. What is still being asked is not asked twice."""
         asking = [self._ask(name, known) for name, known in self._known.items()]
@@ -112,13 +119,6 @@ class Discovery:
         """Those that are asked."""
         return tuple(self._known)
 
-    def outdate(self, engine: str) -> None:
-        """The models of an engine have changed: whoever wants them next has them asked for."""
-        known = self._known.get(engine)
-        if known is not None:
-            known.at = None
-            known.changes += 1
-
     def failure_of(self, engine: str) -> EngineUnavailable | None:
         """Why the models of an engine are not known just now."""
         known = self._known.get(engine)
@@ -130,9 +130,11 @@ class Discovery:
         )
 
     def _ask(self, name: str, known: _Known) -> asyncio.Task[None]:
-        if known.asking is None or known.asking.done() or known.asked_after != known.changes:
-            known.asked_after = known.changes
-            known.asking = self._tasks.spawn(self._fetch(name, known, known.asking), f"models of {name}")
+        before = known.asking if known.asking is not None and not known.asking.done() else None
+        if before is not None and known.asked_after == known.changes:
+            return before
+        known.asked_after = known.changes
+        known.asking = self._tasks.spawn(self._fetch(name, known, before), f"models of {name}")
         return known.asking
 
     async def _fetch(self, name: str, known: _Known, before: asyncio.Task[None] | None) -> None:

@@ -195,7 +195,7 @@ class Router:
             await discovery.close()
         await self._prober.close()
         await self.coordinator.close(keeps_engines=self.config.on_exit == "keep")
-        for upstream in (*self._lasting.upstreams.values(), *self._lasting.management.values()):
+        for upstream in (*self._lasting.upstreams.values(), *self._lasting.management_upstreams.values()):
             await upstream.close()
         await self._tasks.close()
         if self.cache is not None:
@@ -224,9 +224,9 @@ class Router:
         if phase is Phase.READY:
             self._lasting.addresses[slot] = self.engines[slot.engine].address(slot)
             settings = self.config.engines.get(slot.engine)
+            self._tasks.spawn(self._surface.knowledge.ask(self.engines[slot.engine], slot), f"what {slot} serves")
             if settings is not None and is_process(settings):
                 self._surface.discovery.ask(slot.engine)  # now it can tell by itself
-            self._tasks.spawn(self._surface.knowledge.ask(self.engines[slot.engine], slot), f"what {slot} serves")
             self._note_learned()
         elif phase in (Phase.FREEING, Phase.CRASHED):
             # Before the stop signal: llama-server keeps its memory while somebody is connected.
@@ -306,9 +306,9 @@ class Router:
     def _drained(self) -> None:
         """An engine or a slot that was to go is gone, or another one now."""
         lasting, slots = self._lasting, self.coordinator.slots
-        for pools in (lasting.upstreams, lasting.management):
-            for name in [n for n in pools if n not in self.engines]:
-                self._tasks.spawn(pools.pop(name).close(), f"close connections to {name}")
+        for upstreams in (lasting.upstreams, lasting.management_upstreams):
+            for name in [n for n in upstreams if n not in self.engines]:
+                self._tasks.spawn(upstreams.pop(name).close(), f"close connections to {name}")
         for slot in [s for s in lasting.addresses if s not in slots]:
             del lasting.addresses[slot]
         self._note_learned()

@@ -16,7 +16,6 @@ from enginerouter.config.model import Config, EngineSettings
 from enginerouter.engines.base import Engine
 from enginerouter.engines.discovery import Discovery, ListsModels, is_askable
 from enginerouter.engines.launch import log_path
-from enginerouter.engines.ollama import OllamaEngine
 from enginerouter.engines.served import ProcessModels, is_process
 from enginerouter.errors import NoLongerConfigured
 from enginerouter.metrics import Registry
@@ -89,10 +88,10 @@ class Upstreams(dict[str, Upstream]):
 class Lasting:
     """What outlives every configuration of one router.
 
-    `addresses`: the URL that a ready slot answers at. `upstreams`: also of engines that drain before they go.
+    `addresses`: the URL that a ready slot answers at. `upstreams`: also of engines that drain before they go;
+    `management_upstreams`: of Ollama daemons, besides, because those of requests end when a daemon's models are freed.
     `snapshot`: the state as a key may see it, by the configuration of the moment. `warned`: of which pairs of engines
-    the log has said that they have one model. `management`: connections to Ollama daemons that are not those of
-    requests, because those are dropped when a slot is freed. `facts`, `files`: what catalogues tell of models.
+    the log has said that they have one model.
     """
 
     instance: str
@@ -107,11 +106,11 @@ class Lasting:
     tasks: TaskGroup
     snapshot: Snapshot
     began_at: float
-    facts: LearnedFacts
+    learned_facts: LearnedFacts
+    file_facts: FileFacts = field(default_factory=FileFacts)
     addresses: dict[SlotId, str] = field(default_factory=dict)
     upstreams: dict[str, Upstream] = field(default_factory=dict)
-    management: dict[str, Upstream] = field(default_factory=dict)
-    files: FileFacts = field(default_factory=FileFacts)
+    management_upstreams: dict[str, Upstream] = field(default_factory=dict)
     owners: ResponseOwners = field(default_factory=ResponseOwners)
     page: StatusPage = field(default_factory=StatusPage)
     warned: set[tuple[str, str]] = field(default_factory=set)
@@ -128,25 +127,28 @@ class Surface:
         self._lasting = lasting
         self._engines = engines
         self._settings = {name: config.engines[name] for name in engines}
-        self._upstreams = Upstreams(
-            (name, self._upstream(settings, lasting.upstreams)) for name, settings in self._settings.items()
-        )
-        daemons = [name for name, engine in engines.items() if isinstance(engine, OllamaEngine)]
-        self._management_upstreams = {n: self._upstream(self._settings[n], lasting.management) for n in daemons}
+        self._upstreams = self._pools(self._settings, lasting.upstreams)
+        daemons = {name: settings for name, settings in self._settings.items() if settings.type == "ollama"}
+        self._management_upstreams = self._pools(daemons, lasting.management_upstreams)
         self.naming = naming = Naming(Directory(config), lasting.coordinator, config.engines)
         sources = self._sources(engines)
         discovered = Discovered(config, lasting.state, naming, lasting.warned)
         discovered.recall({name: source for name, (source, _) in sources.items()})
         self.discovery = Discovery(sources, discovered.listed)
         naming.attach(self.discovery)
-        self.knowledge = Knowledge(config, naming, lasting.coordinator, lasting.facts, lasting.files)
+        self.knowledge = Knowledge(config, naming, lasting.coordinator, lasting.learned_facts, lasting.file_facts)
         self.view = HealthView(self._settings, naming, lasting.coordinator, lasting.health, lasting.prober)
         self.control = self._control()
         self.rules: EdgeRules = edge_rules(config, Routes(self._routes()))
 
     def use_upstreams(self) -> None:
         """Let the pools go by this configuration, also for requests of earlier ones that wait still."""
-        for name, upstream in self._upstreams.items():
+        lasting = self._lasting
+        self._use(self._upstreams, lasting.upstreams)
+        self._use(self._management_upstreams, lasting.management_upstreams)
+
+    def _use(self, pools: Upstreams, kept: dict[str, Upstream]) -> None:
+        for name, upstream in pools.items():
             settings = self._settings[name]
             upstream.configure(
                 headers=_headers_to(settings),
@@ -155,13 +157,7 @@ class Surface:
                 dialects=settings.api,
                 is_strict=settings.type == "remote",
             )
-            self._lasting.upstreams[name] = upstream
-        for name, daemon in self._management_upstreams.items():
-            settings = self._settings[name]
-            daemon.configure(
-                headers=_headers_to(settings), connect_timeout_s=self.config.upstream_connect_timeout_s, is_server=True
-            )
-            self._lasting.management[name] = daemon
+            kept[name] = upstream
 
     def carry_on(self, before: Surface, engines: Collection[str]) -> None:
         """Know what was known of these engines, which are as they were."""
@@ -169,9 +165,12 @@ class Surface:
 
     # --- parts
 
-    def _upstream(self, settings: EngineSettings, lasting: Mapping[str, Upstream]) -> Upstream:
+    def _pools(self, engines: Mapping[str, EngineSettings], kept: Mapping[str, Upstream]) -> Upstreams:
         """One pool per engine, over all configurations: open connections stay open."""
-        return lasting.get(settings.name) or Upstream(
+        return Upstreams((name, kept.get(name) or self._upstream(settings)) for name, settings in engines.items())
+
+    def _upstream(self, settings: EngineSettings) -> Upstream:
+        return Upstream(
             settings.name,
             headers=_headers_to(settings),
             connect_timeout_s=self.config.upstream_connect_timeout_s,
@@ -284,19 +283,16 @@ class Surface:
         yield from extra_routes(extras, inference)
 
     def _management(self) -> OllamaManagement:
-        """Ollama daemons in the order of the configuration; their connections are not those of requests."""
+        """Ollama daemons in the order of the configuration."""
+        cache = self.cache
         return OllamaManagement(
             self.naming,
             self._lasting.telemetry,
-            {name: self._engines[name].address(SlotId(name)) for name in self._management_upstreams},
+            {name: (self._settings[name].base_url or "").rstrip("/") for name in self._management_upstreams},
             self._management_upstreams,
-            self._forget_answers,
+            cache.forget if cache is not None else lambda _engine: None,
             allows_destructive=self.config.allow_destructive_ollama_api,
         )
-
-    def _forget_answers(self, engine: str) -> None:
-        if self.cache is not None:
-            self.cache.forget(engine)
 
 
 def _is_server(settings: EngineSettings) -> bool:
