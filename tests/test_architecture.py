@@ -28,8 +28,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "proxy": {"addresses", "errors", "tasks"},
     "routing": {"errors", "slots", "config"},
     "demo": set(),
-    "web": FOUNDATION | {"dialects", "config", "engines", "swap", "proxy", "routing"},
-    "cli": FOUNDATION | {"config", "swap", "web", "demo"},
+    "service": {"errors"},
+    "web": FOUNDATION | {"dialects", "config", "engines", "swap", "proxy", "routing", "service"},
+    "cli": FOUNDATION | {"config", "service", "swap", "web", "demo"},
     "__main__": {"cli"},
 }
 # Of the engines, the swap knows what they promise and no more.

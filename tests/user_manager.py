@@ -98,9 +98,13 @@ class UserManager:
         """Write a service unit; its name. `settings` go to its [Service] section."""
         lines = [f"{key}={value}" for key, value in settings.items()]
         quoted = " ".join(f'"{word}"' for word in command)
-        (self._units / f"{name}.service").write_text("\n".join(["[Service]", f"ExecStart={quoted}", *lines, ""]))
+        return self.write(f"{name}.service", "\n".join(["[Service]", f"ExecStart={quoted}", *lines, ""]))
+
+    def write(self, unit: str, text: str) -> str:
+        """Write a unit file as it is; its name."""
+        (self._units / unit).write_text(text)
         self.systemctl("daemon-reload")
-        return f"{name}.service"
+        return unit
 
     def fake(self, name: str, port: int, *options: str, **settings: str) -> str:
         """A unit that runs the fake engine."""
@@ -126,7 +130,7 @@ class UserManager:
         self.systemctl("daemon-reload")
 
     def units(self) -> list[str]:
-        return [path.name for path in self._units.glob("*.service")]
+        return [path.name for path in self._units.glob("*.*") if path.is_file()]
 
     def _launch(self, argv: list[str], groups: tuple[Path, ...] = ()) -> None:
         def enter() -> None:

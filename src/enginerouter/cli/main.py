@@ -13,6 +13,7 @@ from pathlib import Path
 
 from enginerouter import __version__
 from enginerouter.errors import AlreadyRunning, CannotListen, ConfigError
+from enginerouter.service.unit import add_version
 
 EXIT_REFUSED = 1
 EXIT_PORT = 3
@@ -30,6 +31,8 @@ class Arguments(argparse.Namespace):
     memory_mib: int
     load_s: float
     once: bool
+    socket: bool
+    systemd_version: int
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,6 +50,10 @@ def parser() -> argparse.ArgumentParser:
     _add_config(commands.add_parser("serve", help="serve (the default)"), default=argparse.SUPPRESS)
     _add_config(commands.add_parser("check", help="say what is wrong with a configuration"), default=argparse.SUPPRESS)
     commands.add_parser("schema", help="print the JSON Schema of the configuration")
+    unit = commands.add_parser("unit", help="print the systemd user unit that serves a configuration")
+    _add_config(unit, default=argparse.SUPPRESS)
+    unit.add_argument("--socket", action="store_true", help="print its socket unit instead (socket activation)")
+    add_version(unit)
     demo = commands.add_parser("demo", help="two built-in engines and a guided swap; no GPU, no download")
     demo.add_argument("--port", type=int, default=8077, help="port to serve on (default 8077; any free one if taken)")
     demo.add_argument("--memory-mib", type=int, default=512, help="memory that each engine holds (default 512)")
@@ -100,6 +107,10 @@ def run(arguments: Arguments) -> int:
         from enginerouter.cli.check import check
 
         return check(arguments.config)
+    if command == "unit":
+        from enginerouter.cli.unit import unit
+
+        return unit(arguments.config, wants_socket=arguments.socket, systemd_version=arguments.systemd_version)
     if command == "demo":
         from enginerouter.cli.demo import demo
 

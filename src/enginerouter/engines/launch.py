@@ -78,12 +78,17 @@ def plan_launch(settings: GenericProcess, slot: SlotId, base_dir: Path, chosen_p
         address=address,
         host=host,
         port=port,
-        log_path=base_dir / (settings.log_file or f"logs/engines/{file_name(slot)}.log"),
+        log_path=log_path(settings, slot, base_dir),
         ready=ready_rule(settings, address, check=fill(settings.ready_check)),
         is_container=is_container_client(program(argv)),
         digest=digest_of(argv, env, settings.cwd),
         model=profile.model if profile else None,
     )
+
+
+def log_path(settings: GenericProcess, slot: SlotId, base_dir: Path) -> Path:
+    """Where what the slot's process prints goes."""
+    return base_dir / (settings.log_file or f"logs/engines/{file_name(slot)}.log")
 
 
 # --- the placeholders of profiles ---------------------------------------------------------------------------

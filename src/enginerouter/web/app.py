@@ -9,16 +9,20 @@ import asyncio
 import errno
 import logging
 import os
+import socket
 import ssl
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from aiohttp import web
 
+from enginerouter.config.engines import GenericProcess
 from enginerouter.config.model import Config, EngineSettings
 from enginerouter.engines.api_swap import ApiSwapEngine
 from enginerouter.engines.base import Engine
 from enginerouter.engines.directory import SlotDirectory
 from enginerouter.engines.discovery import Discovery, ListsModels, is_askable
+from enginerouter.engines.launch import log_path
 from enginerouter.engines.ollama import OllamaEngine
 from enginerouter.engines.ports import Holder, holder_of
 from enginerouter.engines.registry import build_engines, end_launches_of_removed_engines
@@ -45,7 +49,9 @@ from enginerouter.web.naming import Naming
 from enginerouter.web.responses import ResponseOwners
 from enginerouter.web.routes import Access, Route, RouteHandler, Routes
 from enginerouter.web.slots_of import LEARNED, learned_section, read_learned, rules_of, slot_specs, undeclared_spec
+from enginerouter.web.status_page import StatusPage
 from enginerouter.web.telemetry import Telemetry
+from enginerouter.web.watching import Watching
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +73,10 @@ INFERENCE_PATHS = (
 
 
 class Router:
-    """One running router. `await start()`, then `await stop()`; both once. `memory` and `engines` are for tests."""
+    """One running router. `await start()`, then `await stop()`; both once. `memory` and `engines` are for tests.
+
+    `sock` is one that listens already; without it `host` and `port` of the configuration are listened on.
+    """
 
     def __init__(
         self,
@@ -75,8 +84,10 @@ class Router:
         *,
         memory: MemorySource | None = None,
         engines: Mapping[str, Engine] | None = None,
+        sock: socket.socket | None = None,
     ) -> None:
         self.config = config
+        self._sock = sock
         self.registry = Registry()
         self.memory = memory if memory is not None else Picked(config.memory_source)
         self.telemetry = Telemetry(self.registry)
@@ -130,6 +141,7 @@ class Router:
                 server,
                 host=self.config.host,
                 port=self.config.port,
+                sock=self._sock,
                 ssl_context=tls,
                 shutdown_timeout_s=self.config.shutdown_timeout_s,
             )
@@ -164,6 +176,7 @@ class Router:
     async def stop(self) -> None:
         """Answer those who wait, let streams end within `shutdown_timeout_s`, stop the engines, save the state."""
         self.coordinator.refuse_new()
+        self.telemetry.hub.close()
         if self._runner is not None:
             await self._stop_listening(self._runner)
         await self._discovery.close()
@@ -235,6 +248,8 @@ class Router:
         )
         catalog = Catalog(naming, self.coordinator)
         control = Control(naming, self.coordinator, self.telemetry, self.registry, self.memory, self._tasks)
+        page = StatusPage()
+        watching = Watching(self.telemetry.hub, naming, control.snapshot, log_files(config))
         for path in INFERENCE_PATHS:
             yield Route("POST", path, inference.serve)
         metrics_access: Access = "key" if config.metrics_require_key else "open"
@@ -246,10 +261,14 @@ class Router:
             ("GET", "/v1", catalog.root, "key"),
             ("GET", "/v1/models", catalog.models, "key"),
             ("GET", "/v1/models/{id...}", catalog.model, "key"),
-            ("GET", "/", control.root, "open"),
+            ("GET", "/", page.root, "open"),
+            ("GET", "/page.css", page.style, "open"),
+            ("GET", "/page.js", page.script, "open"),
             ("GET", "/health", control.health, "open"),
             ("GET", "/metrics", control.metrics, metrics_access),
             ("GET", "/status", control.status, "key"),
+            ("GET", "/events", watching.events, "key"),
+            ("GET", "/logs", watching.logs, "admin"),
             ("POST", "/admin/swap", control.swap, "admin"),
             ("POST", "/admin/unload", control.unload, "admin"),
             ("POST", "/admin/reset", control.reset, "admin"),
@@ -293,3 +312,16 @@ def tls_context(config: Config) -> ssl.SSLContext | None:
         files = f"{config.tls_cert_file} and {config.tls_key_file}"
         raise ConfigError([Problem(f"{files} cannot be used: {error}", path="tls_cert_file")]) from error
     return context
+
+
+def log_files(config: Config) -> dict[str, tuple[Path, ...]]:
+    """Where each engine and each of its slots print to, and "" for the router; none = to no file of ours."""
+    files: dict[str, tuple[Path, ...]] = {"": (config.log_file,) if config.log_file is not None else ()}
+    for engine in config.engines.values():
+        slots = [s.id for s in slot_specs(config) if s.id.engine == engine.name]
+        if isinstance(engine, GenericProcess):
+            own = {str(slot): (log_path(engine, slot, config.base_dir),) for slot in slots}
+            files |= own | {engine.name: tuple(path for paths in own.values() for path in paths)}
+        else:
+            files[engine.name] = ()
+    return files

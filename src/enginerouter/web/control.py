@@ -30,7 +30,7 @@ from enginerouter.web.edge import EdgeCall
 from enginerouter.web.json_body import json_object
 from enginerouter.web.keys import Identity
 from enginerouter.web.naming import Naming
-from enginerouter.web.telemetry import Telemetry
+from enginerouter.web.telemetry import Telemetry, swap_fields
 
 log = logging.getLogger(__name__)
 
@@ -65,14 +65,6 @@ class Control:
         self._tasks = tasks
         self._began_at = time.monotonic()
 
-    async def root(self, call: EdgeCall) -> web.StreamResponse:
-        """What an Ollama client looks for, and a hint for people."""
-        if "text/html" in call.request.headers.get("Accept", ""):
-            return web.Response(
-                text=f"enginerouter {__version__} is running. Its state: /status, its models: /v1/models\n"
-            )
-        return web.Response(text="Ollama is running")
-
     async def health(self, call: EdgeCall) -> web.StreamResponse:
         silent_s = self._coordinator.seconds_since_turn()
         if silent_s > STUCK_AFTER_S:
@@ -83,35 +75,31 @@ class Control:
         return web.Response(body=self._registry.text().encode(), headers={"Content-Type": METRICS_TYPE})
 
     async def status(self, call: EdgeCall) -> web.StreamResponse:
+        return json_answer(await self.snapshot(call.identity))
+
+    async def snapshot(self, identity: Identity) -> dict[str, Any]:
+        """The whole state, as this key may see it."""
         await self._memory.refresh()
         now = time.monotonic()
         coordinator = self._coordinator
-        shown = self._shown_to(call.identity)
+        shown = self._shown_to(identity)
         slots = [s for s in coordinator.slots.values() if s.id in shown]
         lanes = {id(lane): lane for lane in (coordinator.lane_of(s) for s in coordinator.slots)}
         swaps = [lane.swap for lane in lanes.values() if lane.swap is not None]
-        return json_answer(
-            {
-                "version": __version__,
-                "uptime_s": round(now - self._began_at, 1),
-                "memory": _memory_status(self._memory),
-                "hold": _hold_status(coordinator.current_hold, now),
-                "queued": coordinator.queued,
-                "swaps": [_swap_status(s, now, shown) for s in swaps if _is_shown(s, shown)],
-                "slots": [self._slot_status(s, now, call.identity) for s in slots],
-                "last_swaps": {
-                    str(slot): {
-                        "result": report.result,
-                        "total_s": round(report.total_s, 3),
-                        "seconds": {k: round(v, 3) for k, v in report.seconds.items()},
-                        "settle": report.settled.verdict.value if report.settled else None,
-                        "freed": [str(s) for s in report.freed if s in shown],
-                    }
-                    for slot, report in self._telemetry.last_swap.items()
-                    if slot in shown
-                },
-            }
-        )
+        return {
+            "version": __version__,
+            "uptime_s": round(now - self._began_at, 1),
+            "memory": _memory_status(self._memory),
+            "hold": _hold_status(coordinator.current_hold, now),
+            "queued": coordinator.queued,
+            "swaps": [_swap_status(s, now, shown) for s in swaps if _is_shown(s, shown)],
+            "slots": [self._slot_status(s, now, identity) for s in slots],
+            "last_swaps": {
+                str(slot): {**swap_fields(report), "freed": [str(s) for s in report.freed if s in shown]}
+                for slot, report in self._telemetry.last_swap.items()
+                if slot in shown
+            },
+        }
 
     def _shown_to(self, identity: Identity) -> set[SlotId]:
         """The slots that this key may know of: those it may use; an admin key all."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ MAX_BYTES = 5_000_000
 BACKUPS = 3
 FLUSH_EVERY_S = 0.25
 MAX_COLLECTED = 1000
+TAIL_BYTES = 1 << 20
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -124,3 +126,38 @@ def set_up(level: str, file: Path | None, form: str) -> CollectingHandler:
     if problem is not None:
         logging.getLogger(__name__).warning("no log file: %s", problem)
     return handler
+
+
+class LogTail:
+    """The end of a log file as it grows, also over rotation by renaming and by truncating. Blocks: for a thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._inode = 0
+        self._offset = 0
+
+    def last(self, lines: int) -> bytes:
+        """The last lines, of at most the last MiB; nothing where there is no file yet."""
+        try:
+            with self._path.open("rb") as file:
+                size = file.seek(0, 2)
+                file.seek(max(0, size - TAIL_BYTES))
+                found = file.read()
+                self._inode, self._offset = os.fstat(file.fileno()).st_ino, file.tell()
+        except FileNotFoundError:
+            return b""
+        return b"".join(found.splitlines(keepends=True)[-lines:]) if lines else b""
+
+    def more(self) -> bytes:
+        """What was added since; a file that was exchanged or truncated is read from its beginning."""
+        try:
+            with self._path.open("rb") as file:
+                found = os.fstat(file.fileno())
+                if found.st_ino != self._inode or found.st_size < self._offset:
+                    self._inode, self._offset = found.st_ino, 0
+                file.seek(self._offset)
+                added = file.read(TAIL_BYTES)
+                self._offset = file.tell()
+        except FileNotFoundError:
+            return b""
+        return added

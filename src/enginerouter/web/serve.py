@@ -10,8 +10,12 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 
 from enginerouter.config.load import Loaded
 from enginerouter.config.model import Config
+from enginerouter.service.notify import Notifier, feed_watchdog
+from enginerouter.service.sockets import given_socket
+from enginerouter.service.unit import stop_seconds
 from enginerouter.tasks import TaskGroup
 from enginerouter.web.app import Router
+from enginerouter.web.control import STUCK_AFTER_S
 from enginerouter.web.listener import parser_problem
 from enginerouter.web.logs import FLUSH_EVERY_S, CollectingHandler, set_up
 
@@ -44,14 +48,22 @@ def _warn_of_exposure(config: Config) -> None:
 
 
 async def _serve(config: Config, output: CollectingHandler) -> int:
-    router = Router(config)
+    router = Router(config, sock=given_socket())
+    notifier = Notifier.from_environment()
     tasks = TaskGroup()
     tasks.spawn(_flush(output), "flush the log")
     async with signals() as stop:
         try:
             if await finished(router.start(), stop):
                 log.info("listening on http://%s:%d, engines: %s", config.host, router.port, ", ".join(router.engines))
+                notifier.ready(f"listening on http://{config.host}:{router.port}")
+                tasks.spawn(
+                    feed_watchdog(notifier, router.coordinator.seconds_since_turn, STUCK_AFTER_S), "feed the watchdog"
+                )
                 await stop.wait()
+            notifier.stopping(
+                stop_seconds(config.shutdown_timeout_s, (e.stop_timeout_s for e in config.engines.values()))
+            )
             log.info("stopping: running answers have %g s", config.shutdown_timeout_s)
             status = await stop_router(router, stop)
             log.info("stopped")

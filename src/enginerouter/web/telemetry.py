@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 from enginerouter.errors import RouterError, printable
 from enginerouter.metrics import Labels, Registry
@@ -17,6 +18,7 @@ from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.memory import MemorySource
 from enginerouter.swap.model import SwapReport
 from enginerouter.swap.phases import Phase
+from enginerouter.web.hub import Event, EventHub
 from enginerouter.web.logs import RequestLine
 
 log = logging.getLogger("enginerouter.requests")
@@ -75,6 +77,7 @@ class Telemetry:
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
+        self.hub = EventHub()
         self.last_swap: dict[SlotId, SwapReport] = {}
         self.listeners: list[Callable[[SlotId, Phase], None]] = []
         self._swap_s = registry.histogram("swap_duration_seconds", "Whole swaps, from decision to ready.", SWAP_S)
@@ -140,6 +143,8 @@ class Telemetry:
     def slot_moved(self, slot: SlotId, before: Phase, after: Phase, reason: str) -> None:
         if after is Phase.CRASHED:
             self._crashes.inc((str(slot),))
+        moved = {"slot": str(slot), "before": before.value, "after": after.value, "reason": reason}
+        self.hub.publish(Event("phase", moved, slots=(slot,), admin_only=("reason",)))
         for listener in self.listeners:
             listener(slot, after)
 
@@ -150,6 +155,9 @@ class Telemetry:
         freed = [str(s) for s in report.freed if s != plan.target]
         gone = freed[0] if len(freed) == 1 else "several" if freed else "none"
         self._swaps.inc((gone, to, report.result))
+        slots = (plan.target,) if plan.target is not None else tuple(report.freed)
+        swapped = {"at": round(time.time(), 3), "target": to, **swap_fields(report)}
+        self.hub.publish(Event("swap", swapped, slots=slots, admin_only=("freed",)), is_remembered=True)
         if report.settled is not None:
             self._settle_s.observe(report.settled.seconds)
             self._verdicts.inc((report.settled.verdict.value,))
@@ -185,6 +193,7 @@ class Telemetry:
             first = f" first byte {first_s:.3f} s,"
         if record.keepalives:
             self._frames.inc(amount=record.keepalives)
+        self.hub.publish(Event("request", request_fields(record, total), names=(record.asked,)), is_remembered=True)
         if not log.isEnabledFor(logging.INFO):
             return
         error = record.error
@@ -202,3 +211,32 @@ class Telemetry:
                 f" ({error.code}: {error.message})" if error is not None else "",
             )
         )
+
+
+def swap_fields(report: SwapReport) -> dict[str, Any]:
+    """A swap that has ended, as `/status` and `/events` show it."""
+    return {
+        "result": report.result,
+        "total_s": round(report.total_s, 3),
+        "seconds": {k: round(v, 3) for k, v in report.seconds.items()},
+        "settle": report.settled.verdict.value if report.settled else None,
+        "freed": [str(s) for s in report.freed],
+    }
+
+
+def request_fields(record: Record, total_s: float) -> dict[str, Any]:
+    """A request that has ended, as `/events` shows it."""
+    first = record.first_byte_at
+    return {
+        "at": round(time.time(), 3),
+        "id": record.request_id,
+        "model": record.asked,
+        "target": record.label,
+        "dialect": record.dialect,
+        "status": record.status,
+        "queue_ms": round(record.queue_s * 1000),
+        "swap_ms": round(record.swap_s * 1000),
+        "first_byte_ms": round((first - record.began_at) * 1000) if first is not None else None,
+        "total_ms": round(total_s * 1000),
+        "error": record.error.code if record.error is not None else None,
+    }

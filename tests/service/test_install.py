@@ -23,16 +23,18 @@ def run(*arguments: str, script: Path = REPOSITORY / "install.sh", **variables: 
     return ended.returncode, ended.stdout, ended.stderr
 
 
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A folder of a user, with a space and a percent sign in its name."""
+    path = tmp_path / "ho me"
+    path.mkdir()
+    return path
+
+
 def stub(folder: Path, name: str, script: str) -> None:
     path = folder / name
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
-
-
-def test_without_arguments_it_explains_itself_and_ends_with_2() -> None:
-    status, out, err = run()
-    assert (status, out) == (2, "")
-    assert err.startswith("usage: ./install.sh --demo")
 
 
 def test_help_is_on_stdout_and_ends_with_0() -> None:
@@ -42,11 +44,71 @@ def test_help_is_on_stdout_and_ends_with_0() -> None:
     assert "ENGINEROUTER_VENV" in out
 
 
-def test_another_flag_is_told_that_the_full_installer_comes_later() -> None:
-    status, _, err = run("--uninstall")
-    assert status == 2
-    assert "'--uninstall' is not known yet" in err
-    assert "comes later" in err
+def test_an_unknown_option_ends_with_2_and_changes_nothing(tmp_path: Path) -> None:
+    status, out, err = run("--unistall", HOME=str(tmp_path))
+    assert (status, out) == (2, "")
+    assert err.startswith("install.sh: '--unistall' is not an option\n\nusage: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_names_every_step_and_takes_none(home: Path) -> None:
+    status, out, err = run("--dry-run", HOME=str(home))
+    assert (status, out) == (0, "")
+    for step in ("making a virtual environment", "pip install --upgrade", "ln -sfn", " init --config "):
+        assert step in err
+    assert list(home.iterdir()) == []
+
+
+def test_the_unit_is_printed_before_anything_is_installed(home: Path) -> None:
+    status, out, err = run("--print-unit", HOME=str(home))
+    assert (status, err) == (0, "")
+    assert f'serve --config "{home}/.config/enginerouter/config.yaml"' in out
+    assert list(home.iterdir()) == []
+
+
+def test_uninstalling_removes_only_what_bears_our_mark(home: Path) -> None:
+    venv, unit, links = home / "venv", home / "units/enginerouter.service", home / "bin"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "pyvenv.cfg").write_text("home = /usr/bin\n")
+    unit.parent.mkdir()
+    unit.write_text("[Service]\nExecStart=/usr/bin/true\n")
+    links.mkdir()
+    (links / "enginerouter").symlink_to("/opt/another/enginerouter")
+    (links / "routerctl").write_text("#!/bin/sh\n")
+    status, _, err = run("--uninstall", **places(home))
+    assert status == 0
+    for kept in (venv, unit, links / "enginerouter", links / "routerctl"):
+        assert kept.exists() or kept.is_symlink()
+        assert f"'{kept}'" in err
+
+
+def places(home: Path) -> dict[str, str]:
+    return {
+        "HOME": str(home),
+        "ENGINEROUTER_VENV": str(home / "venv"),
+        "ENGINEROUTER_BIN": str(home / "bin"),
+        "ENGINEROUTER_UNIT_DIR": str(home / "units"),
+        "ENGINEROUTER_CONFIG": str(home / "conf/config.yaml"),
+    }
+
+
+@pytest.mark.slow
+def test_installing_twice_and_uninstalling_leaves_only_the_configuration(home: Path) -> None:
+    """Needs a package index. Without a terminal it asks nothing."""
+    variables = places(home)
+    for _ in range(2):
+        status, out, err = run("--no-service", **variables)
+        assert (status, out) == (0, ""), err
+        assert "done: enginerouter " in err
+        config = home / "conf/config.yaml"
+        assert subprocess.run([home / "bin/enginerouter", "check", "-c", config], check=False).returncode == 0
+        config.write_text(config.read_text() + "# mine\n")
+    assert config.read_text().endswith("# mine\n# mine\n"), "the configuration is kept"
+    status, _, err = run("--uninstall", **variables)
+    assert status == 0, err
+    assert sorted(p.name for p in home.iterdir()) == ["bin", "conf"]
+    assert list((home / "bin").iterdir()) == []
+    assert f"stay in '{home}/conf'" in err
 
 
 def test_without_a_new_enough_python_it_says_what_to_install(tmp_path: Path) -> None:

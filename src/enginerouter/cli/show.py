@@ -1,0 +1,172 @@
+"""What `routerctl` prints: the router's JSON answers as text for people. Plain functions, dicts in, lines out.
+
+Names come from configurations and engines: control characters in them are shown, not obeyed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from enginerouter.errors import printable
+
+GIB = 1024**3
+# What a phase looks like at the beginning of a line.
+SIGNS = {"ready": "●", "starting": "◐", "draining": "◌", "freeing": "◌", "settling": "◌", "crashed": "✗"}
+
+
+def table(rows: Iterable[Sequence[object]], heads: Sequence[str]) -> list[str]:
+    """Left-aligned columns; no line ends in blanks."""
+    cells = [[printable(str(cell), 120) for cell in row] for row in rows]
+    if not cells:
+        return []
+    widths = [max(len(line[i]) for line in (list(heads), *cells)) for i in range(len(heads))]
+    return ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in (heads, *cells)]
+
+
+def seconds(value: float | None) -> str:
+    """`0.4s`, `12s`, `3m05s`, `2h10m`; nothing for None."""
+    if value is None:
+        return ""
+    if value < 10:
+        return f"{value:.1f}s"
+    whole = round(value)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02}m"
+
+
+def status(found: Mapping[str, Any]) -> list[str]:
+    """`GET /status`."""
+    lines = [f"enginerouter {found.get('version', '?')}, up {seconds(found.get('uptime_s'))}"]
+    memory = found.get("memory") or {}
+    if (available := memory.get("available_bytes")) is not None:
+        lines.append(f"memory: {available / GIB:.1f} GiB available ({memory.get('source')})")
+    elif memory:
+        lines.append(f"memory: {memory.get('problem') or 'not read'} ({memory.get('source')})")
+    if hold := found.get("hold"):
+        until = f", {seconds(hold['expires_in_s'])} left" if hold.get("expires_in_s") is not None else ""
+        free = "free" if hold.get("is_free") else "being freed"
+        lines.append(f"hold: memory is {free} for {printable(str(hold.get('owner')))} ({hold.get('mode')}{until})")
+    lines += [swap(s) for s in found.get("swaps") or ()]
+    lines += ["", *table(map(_slot_row, found.get("slots") or ()), SLOT_HEADS)]
+    for slot in found.get("slots") or ():
+        if circuit := slot.get("start_circuit"):
+            lines.append(_circuit(slot["slot"], circuit))
+    return lines
+
+
+SLOT_HEADS = ("", "SLOT", "PHASE", "SINCE", "IN FLIGHT", "QUEUED", "STARTS IN", "MODELS")
+
+
+def _slot_row(slot: Mapping[str, Any]) -> Sequence[object]:
+    phase = slot.get("phase", "")
+    pin = " pinned" if slot.get("is_pinned") else ""
+    eta = "" if phase == "ready" else seconds(slot.get("eta_s")) if (slot.get("learned") or {}).get("start_s") else "?"
+    return (
+        SIGNS.get(phase, "·"),
+        slot.get("slot", ""),
+        f"{phase}{pin}",
+        seconds(slot.get("phase_s")),
+        slot.get("in_flight") or "",
+        slot.get("queued") or "",
+        eta,
+        ", ".join(slot.get("models") or ()),
+    )
+
+
+def _circuit(slot: str, circuit: Mapping[str, Any]) -> str:
+    left = circuit.get("open_for_s")
+    state = f"no start for {seconds(left)}" if left else "starts again at the next request"
+    reason = f": {printable(circuit['reason'], 300)}" if circuit.get("reason") else ""
+    return f"{slot}: {circuit.get('failures')} failed starts, {state}{reason}"
+
+
+def swap(found: Mapping[str, Any]) -> str:
+    """One swap that runs."""
+    target = found.get("target") or "nothing"
+    freed = f", freed {', '.join(found['freed'])}" if found.get("freed") else ""
+    return printable(
+        f"swap to {target}: {found.get('step')} for {seconds(found.get('step_s'))}, "
+        f"{seconds(found.get('total_s'))} in all{freed}",
+        300,
+    )
+
+
+def queue(found: Mapping[str, Any]) -> list[str]:
+    """Who waits for what, of `GET /status`."""
+    waiting = [s for s in found.get("slots") or () if s.get("queued")]
+    rows = [(s["slot"], s["queued"], s.get("phase"), seconds(s.get("eta_s"))) for s in waiting]
+    return table(rows, ("SLOT", "WAITING", "PHASE", "READY IN ABOUT")) or ["nobody waits"]
+
+
+def models(found: Mapping[str, Any], phases: Mapping[str, str]) -> list[str]:
+    """`GET /v1/models`; `phases` by slot, of `/status`."""
+    rows = []
+    for model in found.get("data") or ():
+        owner = model.get("owned_by", "")
+        rows.append((model.get("id"), owner, phases.get(model.get("id")) or phases.get(owner, "")))
+    return table(rows, ("MODEL", "ENGINE", "PHASE")) or ["no models"]
+
+
+def phases_by_name(found: Mapping[str, Any]) -> dict[str, str]:
+    """The phase of every model and engine that `/status` names."""
+    phases: dict[str, str] = {}
+    for slot in found.get("slots") or ():
+        phases.setdefault(slot.get("engine", ""), slot.get("phase", ""))
+        for model in slot.get("models") or ():
+            phases[model] = slot.get("phase", "")
+    return phases
+
+
+def plain(found: Any, depth: int = 0) -> list[str]:
+    """Any answer: one line per value, indented like YAML."""
+    pad = "  " * depth
+    if isinstance(found, Mapping):
+        lines = []
+        for key, value in found.items():
+            if isinstance(value, Mapping | list) and value:
+                lines += [f"{pad}{printable(str(key))}:", *plain(value, depth + 1)]
+            else:
+                lines.append(f"{pad}{printable(str(key))}: {_scalar(value)}")
+        return lines
+    if isinstance(found, list):
+        lines = []
+        for value in found:
+            first, *rest = plain(value, depth + 1) or [f"{pad}  "]
+            lines += [f"{pad}- {first.strip()}", *rest]
+        return lines
+    return [f"{pad}{_scalar(found)}"]
+
+
+def _scalar(value: Any) -> str:
+    if value is None or value in ({}, []):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return printable(str(value), 500)
+
+
+def event(name: str, data: Mapping[str, Any]) -> str | None:
+    """One event of `/events` as a line, or None for those that `watch` shows otherwise."""
+    if name == "phase":
+        reason = f" ({data['reason']})" if data.get("reason") else ""
+        return printable(f"{data.get('slot')}: {data.get('before')} → {data.get('after')}{reason}", 300)
+    if name == "swap":
+        steps = ", ".join(f"{k} {seconds(v)}" for k, v in (data.get("seconds") or {}).items())
+        settle = f", settle {data['settle']}" if data.get("settle") else ""
+        total = seconds(data.get("total_s"))
+        return printable(f"swap to {data.get('target')}: {data.get('result')} in {total} ({steps}{settle})", 300)
+    if name == "request":
+        first = f", first byte {data['first_byte_ms']} ms" if data.get("first_byte_ms") is not None else ""
+        speed = f", {data['tok_s']} tok/s" if data.get("tok_s") else ""
+        waited = f", queued {data['queue_ms']} ms" if data.get("queue_ms") else ""
+        said = f" ({data['error']})" if data.get("error") else ""
+        return printable(
+            f"{data.get('model') or '-'} → {data.get('target') or '-'} {data.get('dialect')} {data.get('status')}"
+            f"{waited}{first}, {data.get('total_ms')} ms{speed}{said}",
+            400,
+        )
+    return None

@@ -1,0 +1,311 @@
+// The status page. It reads /events by fetch – so that a key goes into a header, never into a URL – and builds the
+// page from text nodes alone: whatever an engine or a client calls itself is text.
+
+const KEPT_POINTS = 600;
+const KEPT_REQUESTS = 50;
+const KEPT_SWAPS = 12;
+const STEPS = ["draining", "freeing", "settling", "starting"];
+const BUSY = new Set(STEPS);
+
+const $ = (id) => document.getElementById(id);
+const points = [];
+const swaps = [];
+const requests = [];
+const marks = [];
+let key = sessionStorage.getItem("enginerouter-key") ?? "";
+let mayControl = true;
+let notice = null;
+
+function element(tag, className, ...children) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  made.append(...children.filter((c) => c !== null && c !== undefined && c !== ""));
+  return made;
+}
+
+function seconds(value) {
+  if (value === null || value === undefined) return "";
+  if (value < 10) return `${value.toFixed(1)} s`;
+  if (value < 60) return `${Math.round(value)} s`;
+  if (value < 3600) return `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`;
+  return `${Math.floor(value / 3600)} h ${Math.floor((value % 3600) / 60)} min`;
+}
+
+const ms = (value) => (value === null || value === undefined ? "" : value < 10000 ? `${value} ms` : seconds(value / 1000));
+const gib = (bytes) => `${(bytes / 2 ** 30).toFixed(1)} GiB`;
+const clock = (at) => new Date(at * 1000).toLocaleTimeString();
+
+// Rebuilding a list under somebody's finger or keyboard would take the button away: what did not change stays.
+function keyed(list, items, keyOf, build) {
+  const there = new Map([...list.children].map((child) => [child.dataset.key, child]));
+  const wanted = items.map((item) => {
+    const id = keyOf(item);
+    const said = JSON.stringify(item);
+    const old = there.get(id);
+    if (old && old.dataset.said === said) return old;
+    const made = build(item);
+    made.dataset.key = id;
+    made.dataset.said = said;
+    if (old?.contains(document.activeElement)) {
+      const name = document.activeElement.dataset.action;
+      queueMicrotask(() => made.querySelector(`[data-action="${name}"]`)?.focus());
+    }
+    return made;
+  });
+  if (wanted.length !== list.children.length || wanted.some((child, i) => list.children[i] !== child)) {
+    list.replaceChildren(...wanted);
+  }
+}
+
+// --- asking
+
+function headers() {
+  return key ? { Authorization: `Bearer ${key}` } : {};
+}
+
+async function command(path, body, doing) {
+  say(doing);
+  try {
+    const answer = await fetch(path, {
+      method: "POST",
+      headers: { ...headers(), "Content-Type": "application/json" },
+      body: JSON.stringify(body),
+    });
+    const found = await answer.json();
+    if (!answer.ok) say(found.error?.message ?? `${path} answered ${answer.status}`, true);
+    if (answer.status === 403) mayControl = false;
+  } catch {
+    say("the router does not answer", true);
+  }
+}
+
+function say(text, isBad = false) {
+  notice = text ? { text, isBad, until: Date.now() + 8000 } : null;
+  showBanner(null);
+}
+
+// --- showing
+
+function showBanner(swap) {
+  const banner = $("banner");
+  if (notice && Date.now() > notice.until) notice = null;
+  const running = swap
+    ? `Swap to ${swap.target ?? "nothing"}: ${swap.step} for ${seconds(swap.step_s)}, ${seconds(swap.total_s)} in all`
+    : "";
+  // What runs says more than what was asked for; an error stays until it was read.
+  const text = notice?.isBad ? notice.text : running || (notice?.text ?? "");
+  banner.hidden = !text;
+  banner.classList.toggle("bad", Boolean(notice?.isBad));
+  if (banner.textContent !== text) banner.textContent = text;
+}
+
+function showStatus(status) {
+  $("summary").textContent = `version ${status.version}, up ${seconds(status.uptime_s)}`;
+  showBanner(status.swaps[0] ?? null);
+  if (status.hold && !notice) {
+    const free = status.hold.is_free ? "is kept free" : "is being freed";
+    $("banner").hidden = false;
+    $("banner").textContent = `Memory ${free} for ${status.hold.owner}`;
+  }
+  showMemory(status.memory);
+  keyed($("engines"), status.slots.map(cardOf), (card) => card.slot, buildCard);
+  const waiting = status.slots.filter((slot) => slot.queued);
+  keyed($("queue"), waiting.length ? waiting.map(waitOf) : [null], (wait) => wait?.slot ?? "", buildWait);
+}
+
+// What a card shows, and no more: figures that change each second would rebuild it each second.
+function cardOf(slot) {
+  const facts = [];
+  if (slot.in_flight) facts.push(`${slot.in_flight} in flight`);
+  if (slot.queued) facts.push(`${slot.queued} waiting`);
+  if (slot.is_pinned) facts.push("pinned");
+  if (slot.phase === "cold" && slot.learned?.start_s) facts.push(`starts in about ${seconds(slot.learned.start_s)}`);
+  if (slot.learned?.held_bytes) facts.push(`holds ${gib(slot.learned.held_bytes)}`);
+  const circuit = slot.start_circuit;
+  return {
+    slot: slot.slot, engine: slot.engine, models: slot.models, phase: slot.phase, facts: facts.join(" · "),
+    problem: circuit ? `${circuit.failures} failed ${circuit.failures === 1 ? "start" : "starts"}${circuit.reason ? `: ${circuit.reason}` : ""}` : "",
+    may: mayControl,
+  };
+}
+
+function buildCard(card) {
+  const target = card.models.length ? { model: card.models[0] } : { engine: card.engine };
+  const load = element("button", "", "Load");
+  load.dataset.action = "load";
+  load.disabled = !card.may || card.phase === "ready" || BUSY.has(card.phase);
+  load.setAttribute("aria-label", `Load ${card.slot}`);
+  load.addEventListener("click", () => command("admin/swap?wait=0", target, `Loading ${card.slot} …`));
+  const unload = element("button", "", "Unload");
+  unload.dataset.action = "unload";
+  unload.disabled = !card.may || card.phase !== "ready";
+  unload.setAttribute("aria-label", `Unload ${card.slot}`);
+  unload.addEventListener("click", () => command("admin/unload", target, `Unloading ${card.slot} …`));
+  const models = card.models.filter((model) => model !== card.slot).join(", ");
+  return element(
+    "li", `card ${card.phase}`,
+    element("p", "name", element("span", "", card.slot), element("span", "phase", card.phase)),
+    element("p", "facts", [models, card.facts].filter(Boolean).join(" · ")),
+    card.problem ? element("p", "problem", card.problem) : null,
+    element("p", "buttons", load, unload),
+  );
+}
+
+function waitOf(slot) {
+  return { slot: slot.slot, queued: slot.queued, eta: slot.eta_s === null ? "" : seconds(Math.ceil(slot.eta_s)) };
+}
+
+function buildWait(wait) {
+  if (!wait) return element("li", "quiet", "Nobody waits.");
+  const eta = wait.eta ? `, ready in about ${wait.eta}` : "";
+  return element("li", "", `${wait.queued} for ${wait.slot}${eta}`);
+}
+
+function showMemory(memory) {
+  const now = memory.available_bytes;
+  $("memory-now").textContent = now === null ? "not read" : gib(now);
+  $("memory-why").textContent = `${memory.source}: ${memory.problem ?? memory.why}`;
+  if (now === null) return;
+  points.push({ at: Date.now(), bytes: now });
+  if (points.length > KEPT_POINTS) points.shift();
+  const [first, last] = [points[0].at, points.at(-1).at];
+  const top = Math.max(...points.map((p) => p.bytes)) * 1.05 || 1;
+  const x = (at) => (last === first ? 600 : ((at - first) / (last - first)) * 600);
+  const y = (bytes) => 138 - (bytes / top) * 134;
+  const line = points.map((p) => `${x(p.at).toFixed(1)},${y(p.bytes).toFixed(1)}`).join(" L");
+  const shapes = [
+    shape("path", { class: "area", d: `M${x(first)},140 L${line} L600,140 Z` }),
+    shape("path", { class: "curve", d: `M${line}` }),
+    ...marks.filter((at) => at >= first).map((at) => shape("path", { class: "mark", d: `M${x(at)},0 V140` })),
+  ];
+  $("memory").replaceChildren(...shapes);
+}
+
+function shape(tag, attributes) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  return made;
+}
+
+function buildSwap(swap) {
+  const freed = (swap.freed ?? []).filter((slot) => slot !== swap.target).join(", ");
+  const what = swap.target === "none" ? `${freed} unloaded` : swap.target + (freed && ` in place of ${freed}`);
+  const settle = swap.settle ? `, memory ${swap.settle}` : "";
+  const parts = Object.entries(swap.seconds).filter(([, value]) => value > 0);
+  const total = parts.reduce((sum, [, value]) => sum + value, 0);
+  const bar = element("div", "bar");
+  bar.setAttribute("role", "img");
+  bar.setAttribute("aria-label", parts.map(([step, value]) => `${step} ${seconds(value)}`).join(", "));
+  for (const [step, value] of parts) {
+    const piece = element("span", STEPS.includes(step) ? `step-${step}` : "step-checking");
+    piece.style.flexGrow = String((100 * value) / total);
+    piece.title = `${step} ${seconds(value)}`;
+    bar.append(piece);
+  }
+  const result = swap.result === "ok" ? "" : ` ${swap.result}`;
+  return element(
+    "li", "",
+    element(
+      "div", "swap-head",
+      element("span", "", `${clock(swap.at)} – ${what}`, element("b", "bad", result)),
+      element("span", "result", `${seconds(swap.total_s)}${settle}`),
+    ),
+    bar,
+  );
+}
+
+function buildRequest(request) {
+  const failed = request.status >= 400;
+  const status = element("td", failed ? "bad" : "", String(request.status));
+  if (request.error) status.title = request.error;
+  return element(
+    "tr", "",
+    element("td", "", clock(request.at)),
+    element("td", "", request.model || "–"),
+    element("td", "", request.target || "–"),
+    status,
+    element("td", "number", request.queue_ms ? ms(request.queue_ms) : ""),
+    element("td", "number", ms(request.first_byte_ms)),
+    element("td", "number", ms(request.total_ms)),
+    element("td", "number", request.tok_s ? String(request.tok_s) : ""),
+  );
+}
+
+const on = {
+  status: showStatus,
+  phase: () => {},
+  swap(swap) {
+    swaps.unshift(swap);
+    swaps.length = Math.min(swaps.length, KEPT_SWAPS);
+    marks.push(swap.at * 1000);
+    keyed($("swaps"), swaps, (s) => `${s.at} ${s.target}`, buildSwap);
+  },
+  request(request) {
+    requests.unshift(request);
+    requests.length = Math.min(requests.length, KEPT_REQUESTS);
+    keyed($("requests"), requests, (r) => r.id, buildRequest);
+  },
+};
+
+// --- the stream
+
+function connection(text, state) {
+  $("connection").textContent = text;
+  $("connection").className = `badge ${state}`;
+}
+
+async function read(answer) {
+  const decoder = new TextDecoderStream();
+  const reader = answer.body.pipeThrough(decoder).getReader();
+  let text = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    text += value;
+    const frames = text.split("\n\n");
+    text = frames.pop();
+    for (const frame of frames) {
+      const name = /^event: (.*)$/m.exec(frame)?.[1];
+      const data = /^data: (.*)$/m.exec(frame)?.[1];
+      if (name && data) on[name]?.(JSON.parse(data));
+    }
+  }
+}
+
+async function askForKey(why) {
+  $("key-why").textContent = why;
+  const dialog = $("key-dialog");
+  dialog.showModal();
+  await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
+  key = $("key").value;
+  $("key").value = "";
+  sessionStorage.setItem("enginerouter-key", key);
+  mayControl = true;
+}
+
+async function watch() {
+  for (;;) {
+    try {
+      const answer = await fetch("events", { headers: headers(), cache: "no-store" });
+      if (answer.status === 401) {
+        connection("no key", "lost");
+        const stays = "It stays in this tab and is sent only to this router.";
+        await askForKey(key ? `That key was not accepted. ${stays}` : stays);
+        continue;
+      }
+      if (!answer.ok) throw new Error(String(answer.status));
+      connection("live", "live");
+      requests.length = swaps.length = 0;
+      await read(answer);
+    } catch (error) {
+      console.debug("events ended", error);
+    }
+    connection("connection lost, trying again …", "lost");
+    await new Promise((resolve) => setTimeout(resolve, 1500));
+  }
+}
+
+$("legend").append(
+  ...STEPS.map((step) => element("span", "", element("i", `step-${step}`), step)),
+);
+watch();

@@ -1,0 +1,141 @@
+"""`GET /events` and `GET /logs`: streams for people, that go on until the watcher or the router leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+from aiohttp import web
+
+from enginerouter.errors import BadRequest, NotFound, QueueFull, printable
+from enginerouter.web.edge import EdgeCall
+from enginerouter.web.hub import Event, EventHub
+from enginerouter.web.keys import Identity
+from enginerouter.web.logs import LogTail
+from enginerouter.web.naming import Naming
+
+SNAPSHOT_EVERY_S = 1.0
+LOOK_EVERY_S = 0.5
+MAX_WATCHERS = 64
+MAX_LINES = 10_000
+DEFAULT_LINES = 100
+SSE_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",
+}
+TEXT_HEADERS = {
+    "Content-Type": "text/plain; charset=utf-8",
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "X-Accel-Buffering": "no",
+}
+
+Snapshot = Callable[[Identity], Awaitable[dict[str, Any]]]
+
+
+class TooManyWatchers(QueueFull):
+    code = "too_many_watchers"
+
+
+class Watching:
+    """`snapshot` gives `/status` as a key may see it; `log_files` where engines print to, and "" for the router."""
+
+    def __init__(
+        self, hub: EventHub, naming: Naming, snapshot: Snapshot, log_files: Mapping[str, Sequence[Path]]
+    ) -> None:
+        self._hub = hub
+        self._naming = naming
+        self._snapshot = snapshot
+        self._log_files = log_files
+
+    async def events(self, call: EdgeCall) -> web.StreamResponse:
+        """The state once a second, and what happens as it happens."""
+        if len(self._hub) >= MAX_WATCHERS:
+            raise TooManyWatchers(f"{MAX_WATCHERS} clients read /events already; close one", retry_after_s=5)
+        response = web.StreamResponse(headers=SSE_HEADERS)
+        with self._hub.subscribe(lambda event: self._may_see(event, call.identity)) as subscription:
+            await response.prepare(call.request)
+            await response.write(_frame(Event("status", await self._snapshot(call.identity))))
+            snapshot_at, is_admin = time.monotonic() + SNAPSHOT_EVERY_S, call.identity.is_admin
+            while not self._hub.is_closed:
+                now = time.monotonic()
+                frames = [_frame(event if is_admin else event.public()) for event in subscription.take()]
+                if now >= snapshot_at:
+                    snapshot_at = now + SNAPSHOT_EVERY_S
+                    frames.append(_frame(Event("status", await self._snapshot(call.identity))))
+                if frames:
+                    await response.write(b"".join(frames))
+                try:
+                    await asyncio.wait_for(subscription.wake.wait(), max(0.0, snapshot_at - time.monotonic()))
+                except TimeoutError:
+                    continue
+            await response.write(_frame(Event("end", {})))
+        await response.write_eof()
+        return response
+
+    def _may_see(self, event: Event, identity: Identity) -> bool:
+        if identity.is_admin:
+            return True
+        may_name, directory = identity.may_name, self._naming.directory
+        return any(map(may_name, event.names)) or any(directory.may_use(slot, may_name) for slot in event.slots)
+
+    async def logs(self, call: EdgeCall) -> web.StreamResponse:
+        """The last `lines` of a log file, and with `follow=1` what is added to it."""
+        query = dict(parse_qsl(call.raw_query, keep_blank_values=True))
+        if unknown := sorted(query.keys() - {"engine", "lines", "follow"}):
+            raise BadRequest(f"{printable(unknown[0])!r} is not known here; there are: engine, lines, follow")
+        tail = LogTail(await asyncio.to_thread(_newest, self._files_of(query.get("engine", ""))))
+        follows = query.get("follow", "0").lower() in ("1", "true", "yes", "")
+        response = web.StreamResponse(headers=TEXT_HEADERS)
+        text = await asyncio.to_thread(tail.last, _lines(query.get("lines")))
+        await response.prepare(call.request)
+        await response.write(text)
+        while follows and not self._hub.is_closed:
+            await asyncio.sleep(LOOK_EVERY_S)
+            if more := await asyncio.to_thread(tail.more):
+                await response.write(more)
+        await response.write_eof()
+        return response
+
+    def _files_of(self, engine: str) -> Sequence[Path]:
+        if engine not in self._log_files:
+            close = get_close_matches(engine, list(self._log_files), n=1, cutoff=0.6)
+            known = ", ".join(sorted(filter(None, self._log_files))) or "none"
+            hint = f"did you mean {close[0]!r}?" if close else f"there are: {known}"
+            raise NotFound(f"no engine {printable(engine)!r} is configured; {hint}")
+        if not self._log_files[engine]:
+            if engine:
+                raise NotFound(f"engine {engine!r} is not started by the router: its lines are where it was started")
+            raise NotFound("log_file is null: the router's lines are on standard error, or in its unit's journal")
+        return self._log_files[engine]
+
+
+def _newest(files: Sequence[Path]) -> Path:
+    """Of an engine with profiles: the one that was written last."""
+
+    def written(path: Path) -> float:
+        try:
+            return path.stat().st_mtime
+        except OSError:
+            return 0.0
+
+    return max(files, key=written)
+
+
+def _lines(said: str | None) -> int:
+    if said is None:
+        return DEFAULT_LINES
+    if not said.isdigit() or int(said) > MAX_LINES:
+        raise BadRequest(f"lines has to be a whole number up to {MAX_LINES}")
+    return int(said)
+
+
+def _frame(event: Event) -> bytes:
+    return f"event: {event.name}\ndata: {json.dumps(event.data)}\n\n".encode()

@@ -1,0 +1,224 @@
+"""`routerctl` as its user meets it: what it prints, where, and how it ends – before a real router."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from router_kit import MakeRouter, RouterUnderTest
+
+from enginerouter.cli import routerctl
+from enginerouter.config.model import ApiKey
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+
+
+@dataclass
+class Ended:
+    code: int
+    out: str
+    err: str
+
+
+async def ctl(*words: str) -> Ended:
+    """In a thread: it waits for answers, and the router answers from this loop."""
+
+    def call() -> Ended:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                code = routerctl.main(words)
+            except SystemExit as end:
+                code = int(end.code or 0)
+        return Ended(code, out.getvalue(), err.getvalue())
+
+    return await asyncio.to_thread(call)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("URL", "API_KEY", "API_KEY_FILE", "CONFIG"):
+        monkeypatch.delenv(f"ENGINEROUTER_{name}", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "no-config"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+async def router(make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch) -> RouterUnderTest:
+    found = await make_router()
+    monkeypatch.setenv("ENGINEROUTER_URL", found.url)
+    return found
+
+
+async def test_status_is_a_table_of_slots(router: RouterUnderTest) -> None:
+    await router.load("a")
+    ended = await ctl("status")
+    assert (ended.code, ended.err) == (0, "")
+    rows = [line.split() for line in ended.out.splitlines()]
+    assert ["●", "a", "ready"] in [row[:3] for row in rows]
+    assert ["·", "b", "cold"] in [row[:3] for row in rows]
+
+
+async def test_json_is_what_the_router_said(router: RouterUnderTest) -> None:
+    ended = await ctl("--json", "status")
+    assert {s["slot"] for s in json.loads(ended.out)["slots"]} == {"a", "b"}
+
+
+async def test_use_swaps_and_says_how_long_it_took(router: RouterUnderTest) -> None:
+    ended = await ctl("use", "b")
+    assert ended.code == 0
+    assert ended.out.startswith("b is ready in ")
+    assert router.phase("b").value == "ready"
+    assert (await ctl("use", "--no-wait", "b")).out.startswith("b is ready")
+
+
+async def test_unload_frees_one_or_all(router: RouterUnderTest) -> None:
+    await router.load("a")
+    assert "- a" in (await ctl("unload")).out
+    await router.until(lambda: router.phase("a").value == "cold")
+    assert "none" in (await ctl("unload", "a")).out
+
+
+async def test_models_and_queue(router: RouterUnderTest) -> None:
+    await router.load("a")
+    rows = [line.split() for line in (await ctl("models")).out.splitlines()]
+    assert ["a", "a", "ready"] in rows
+    assert (await ctl("queue")).out == "nobody waits\n"
+
+
+async def test_hold_and_release(router: RouterUnderTest) -> None:
+    ended = await ctl("hold", "comfyui", "--for", "60")
+    assert ended.code == 0
+    assert "owner: comfyui" in ended.out
+    assert "hold: memory is free for comfyui (refuse, " in (await ctl("status")).out
+    assert "released: yes" in (await ctl("release", "comfyui")).out
+
+
+async def test_an_unknown_name_ends_with_1_and_the_nearest_one(router: RouterUnderTest) -> None:
+    ended = await ctl("use", "bb")
+    assert (ended.code, ended.out) == (1, "")
+    assert "did you mean 'b'" in ended.err
+
+
+async def test_reset_closes_what_is_open(router: RouterUnderTest) -> None:
+    assert (await ctl("reset")).code == 0
+    assert (await ctl("reset", "a")).code == 0
+
+
+async def test_without_a_router_it_ends_with_3_and_says_where_it_looked() -> None:
+    ended = await ctl("--url", "http://127.0.0.1:9", "status")
+    assert (ended.code, ended.out) == (3, "")
+    assert "no router answers at http://127.0.0.1:9" in ended.err
+
+
+async def test_a_wrong_command_ends_with_2() -> None:
+    ended = await ctl("statsu")
+    assert ended.code == 2
+    assert "usage: routerctl" in ended.err
+
+
+async def test_what_is_no_router_is_told(make_router: MakeRouter) -> None:
+    router = await make_router()
+    await router.engines["a"].server.listen()
+    ended = await ctl("--url", f"http://127.0.0.1:{router.engines['a'].server.port}", "status")
+    assert ended.code == 1
+    assert "no enginerouter" in ended.err
+
+
+async def test_keys_come_from_the_environment_a_file_or_the_configuration(
+    make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    router = await make_router(api_keys=(ApiKey(name="boss", key="s3cret", admin=True),))
+    refused = await ctl("--url", router.url, "status")
+    assert refused.code == 1
+    assert "set ENGINEROUTER_API_KEY" in refused.err
+    monkeypatch.setenv("ENGINEROUTER_API_KEY", "s3cret")
+    assert (await ctl("--url", router.url, "status")).code == 0
+    monkeypatch.delenv("ENGINEROUTER_API_KEY")
+    (tmp_path / "key").write_text("s3cret\n")
+    monkeypatch.setenv("ENGINEROUTER_API_KEY_FILE", str(tmp_path / "key"))
+    assert (await ctl("--url", router.url, "status")).code == 0
+    monkeypatch.delenv("ENGINEROUTER_API_KEY_FILE")
+    config = {
+        "port": router.port,
+        "api_keys": ["s3cret"],
+        "engines": {"a": {"type": "generic_process", "start_cmd": ["true", "{port}"]}},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert (await ctl("status")).code == 0, "the address and the key are in ./config.yaml"
+
+
+async def test_a_key_file_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ENGINEROUTER_API_KEY_FILE", str(tmp_path / "none"))
+    ended = await ctl("status")
+    assert ended.code == 1
+    assert str(tmp_path / "none") in ended.err
+
+
+async def test_watch_prints_what_happens_until_the_router_ends(router: RouterUnderTest) -> None:
+    watching = asyncio.ensure_future(ctl("watch"))
+    await router.until(lambda: len(router.router.telemetry.hub) == 1)
+    await router.load("a")
+    await router.stop()
+    ended = await watching
+    assert ended.code == 3
+    assert "a: cold → " in ended.out
+    assert "swap to a: ok in" in ended.out
+    assert "a → a/a openai 200" in ended.out
+
+
+async def test_logs_are_printed_and_followed(make_router: MakeRouter, tmp_path: Path) -> None:
+    router = await make_router()
+    (tmp_path / "logs/engines").mkdir(parents=True)
+    (tmp_path / "logs/engines/a.log").write_text("one\ntwo\n")
+    assert (await ctl("--url", router.url, "logs", "a", "-n", "1")).out == "two\n"
+    ended = await ctl("--url", router.url, "logs", "aa")
+    assert (ended.code, ended.out) == (1, "")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+async def test_completions_know_every_command(shell: str, tmp_path: Path) -> None:
+    ended = await ctl("completion", shell)
+    for command in ("status", "unload", "explain", "watch"):
+        assert command in ended.out
+    if (program := shutil.which(shell)) is not None:
+        script = tmp_path / "completion"
+        script.write_text(ended.out)
+        subprocess.run([program, "-n", str(script)], check=True, timeout=20)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+async def test_bash_completes_commands_and_their_options(tmp_path: Path) -> None:
+    (tmp_path / "c").write_text((await ctl("completion", "bash")).out)
+
+    def complete(*words: str) -> list[str]:
+        quoted = " ".join(f"'{w}'" for w in ("routerctl", *words))
+        script = f". {tmp_path}/c; COMP_WORDS=({quoted}); COMP_CWORD={len(words)}; _routerctl; echo ${{COMPREPLY[@]}}"
+        said = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, timeout=20)
+        return said.stdout.split()
+
+    assert complete("unl") == ["unload"]
+    assert complete("hold", "--f") == ["--for"]
+    assert complete("completion", "f") == ["fish"]
+
+
+def test_names_of_engines_are_text_not_orders() -> None:
+    from enginerouter.cli import show
+
+    lines = show.status({"slots": [{"slot": "\x1b[2Jevil\n", "phase": "ready", "models": ["\x07"]}]})
+    assert not any(c in line for line in lines for c in "\x1b\x07\n")
+
+
+def test_it_runs_as_a_command_of_its_own() -> None:
+    argv = [sys.executable, "-m", "enginerouter.cli.routerctl", "--help"]
+    said = subprocess.run(argv, env={"PYTHONPATH": str(SOURCE)}, capture_output=True, text=True, timeout=30, check=True)
+    assert said.stdout.startswith("usage: routerctl")
