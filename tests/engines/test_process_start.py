@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from boxes import SLOT, Box, fake, is_alive, logged
+from boxes import SLOT, Box, fake, is_alive
 
 from enginerouter.engines.ports import free_port
 from enginerouter.errors import NotBuilt, PortTaken, StartFailed, StartTimedOut
