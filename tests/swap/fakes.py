@@ -197,12 +197,12 @@ class FakeEngine:
             self.machine.take(slot, self.scripts[slot].held)
         return self.to_adopt
 
-    def crash(self, slot: SlotId) -> None:
+    def crash(self, slot: SlotId, *, was_stopped: bool = False) -> None:
         """The slot's process dies, and the coordinator is told, as a watcher would."""
         if slot in self.machine.running and self._busy.get(slot) != "stop":
             self.machine.give_back(slot, self.scripts[slot])
             assert self._on_exit is not None
-            self._on_exit(slot, EngineCrashed(self._name, f"{slot} died"))
+            self._on_exit(slot, EngineCrashed(self._name, f"{slot} died", was_stopped=was_stopped))
 
 
 class Diary:

@@ -86,8 +86,8 @@ class Coordinator:
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._timer_at: dict[int, float] = {}
         self._queued = 0
-        # Until everything left running is taken over, requests may come but no swap begins.
-        self._has_started = False
+        # Engines that have not said yet what of theirs is left running: in their lanes no swap begins.
+        self._unasked = set(engines)
         self._is_closing = False
         self._released_all = asyncio.Event()
         self._turned_at = now()
@@ -95,7 +95,10 @@ class Coordinator:
     # --- the life of the coordinator
 
     async def start(self) -> None:
-        """Take over what an earlier router left running, begin the preloads, and watch."""
+        """Take over what an earlier router left running, begin the preloads, and watch; once, and to its end.
+
+        A lane begins as soon as all engines that have slots in it have answered.
+        """
         for engine in self._engines.values():
             engine.watch(self.crashed)
         # Before the rest: taking over may take long, and this is the sign of life that `/health` goes by.
@@ -107,15 +110,22 @@ class Coordinator:
                 # Nothing is started on top of it; each slot is freed again before its memory is used.
                 for slot in [s for s in self._slots.values() if s.id.engine == name]:
                     self._move(slot, Event.NOT_GONE, adopted.message)
-                continue
-            for slot_id in adopted:
-                self.add(slot_id)
-                self._adopted(self._slots[slot_id])
-        for slot in self._slots.values():
-            slot.wish = "preload" if slot.spec.is_preloaded and slot.phase is Phase.COLD else ""
-        self._has_started = True
-        for lane in self._lanes:
-            self._dispatch(lane)
+            else:
+                for slot_id in adopted:
+                    self.add(slot_id)
+                    self._adopted(self._slots[slot_id])
+            self._unasked.discard(name)
+            for lane in [la for la in self._lanes if any(s.engine == name for s in la.slots)]:
+                self._begin_lane(lane)
+
+    def _begin_lane(self, lane: Lane) -> None:
+        if self._may_swap(lane):
+            for slot in lane.slots.values():
+                slot.wish = "preload" if slot.spec.is_preloaded and slot.phase is Phase.COLD else ""
+        self._dispatch(lane)
+
+    def _may_swap(self, lane: Lane) -> bool:
+        return not self._unasked or all(s.engine not in self._unasked for s in lane.slots)
 
     def _adopted(self, slot: Slot) -> None:
         now = self._now()
@@ -194,8 +204,12 @@ class Coordinator:
 
     async def _end(self, slot: Slot) -> None:
         """Nothing is put to sleep now."""
-        engine = self._engines[slot.id.engine]
-        await (engine.end(slot.id) if isinstance(engine, Sleeper) else engine.stop(slot.id))
+        engine, limit_s = self._engines[slot.id.engine], slot.spec.end_within_s
+        try:
+            async with asyncio.timeout(limit_s):
+                await (engine.end(slot.id) if isinstance(engine, Sleeper) else engine.stop(slot.id))
+        except TimeoutError:
+            raise FreeFailed(engine.name, f"it is not free after {limit_s:g} s and is left as it is") from None
 
     # --- leases
 
@@ -287,7 +301,7 @@ class Coordinator:
     def crashed(self, slot_id: SlotId, error: EngineCrashed) -> None:
         """A ready slot died. Its requests end, the next one starts it again – unless it does this too often."""
         slot, now = self._slots[slot_id], self._now()
-        if slot.phase is Phase.STARTING or (slot.phase is Phase.COLD and not self._has_started):
+        if slot.phase is Phase.STARTING or (slot.phase is Phase.COLD and slot_id.engine in self._unasked):
             # Between the engine's "ready" (or "taken over") and ours; `_move` comes back to it.
             slot.early_crash = error
         if slot.phase not in (Phase.READY, Phase.DRAINING):
@@ -299,9 +313,9 @@ class Coordinator:
         self._move(slot, Event.CRASH, error.message)
         if has_proved:
             slot.circuit = circuit.CLOSED
-        else:
+        elif not error.was_stopped:
             self._start_failed(slot, error.message)
-        if slot.spec.restarts and not is_leaving:
+        if slot.spec.restarts and not is_leaving and not error.was_stopped:
             slot.wish = "restart"
         self._dispatch(self._lane_of[slot_id])
 
@@ -335,7 +349,8 @@ class Coordinator:
     ) -> Hold:
         """Free all memory and keep it free for `owner`, who may say so again with other words. Pins do not count.
 
-        `Hold.decided` tells when it is free, or that it will not be. Raises HeldByOther or ShuttingDown.
+        `Hold.decided` tells when it is free, or that it will not be; `expires_s` counts from then.
+        Raises HeldByOther or ShuttingDown.
         """
         lane, now = self._pool, self._now()
         if self._is_closing:
@@ -350,8 +365,9 @@ class Coordinator:
                 if slot.spec.is_pinned and not slot.is_unload_wanted and slot.phase in _IN_USE:
                     slot.wish = "preload"  # again, when the hold is over
         hold = lane.hold
-        hold.mode, hold.drain = mode, drain
-        hold.expires_at = None if expires_s is None else now + expires_s
+        hold.mode, hold.drain, hold.lasts_s = mode, drain, expires_s
+        if hold.is_free:
+            hold.count_from(now)
         log.info("memory is held for %r (%s)%s", owner, mode, "" if expires_s is None else f" for {expires_s:g} s")
         if mode == "refuse":
             for slot in lane.slots.values():
@@ -450,10 +466,10 @@ class Coordinator:
         until: float | None = None
         if lane.swap is not None:
             lane.changed.set()
-        elif self._has_started and not self._is_closing:
+        elif self._may_swap(lane) and not self._is_closing:
             until = self._next(lane, now)
-        if lane.hold is not None and self._has_started and lane.swap is None and not lane.residents():
-            lane.hold.decide(True)
+        if lane.hold is not None and lane.swap is None and self._may_swap(lane) and not lane.residents():
+            lane.hold.freed(now)
         self._run_clocks(lane, now)
         self._set_timer(lane, until)
 

@@ -31,6 +31,7 @@ class SlotSpec:
     `need_bytes` is the declared need (`memory_gib`); `uses_learned_need` is `memory_gib: auto`.
     `holds_memory` False: lives beside all others, is never drained or freed for another.
     `pins_engine`: the pin keeps the engine, not this model of it; another slot of that engine may take its place.
+    `end_within_s`: longest wait for it when the router ends; None where it has a limit of its own.
     `restarts` (`auto_restart`): wanted again after a crash; `rolls_back`: after a failed swap away from it.
     """
 
@@ -46,6 +47,7 @@ class SlotSpec:
     max_restarts: int = 3
     restarts: bool = False
     rolls_back: bool = False
+    end_within_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

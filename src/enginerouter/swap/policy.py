@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from enginerouter.swap.eviction import CannotFit, plan_eviction
@@ -89,6 +90,9 @@ def next_step(lane: Lane, rules: Rules, now: float) -> Begin | Refuse | Wait:
     if lane.hold is not None:
         return _next_of_hold(lane)
     wakes: list[float] = []
+    # What is pinned belongs here: whoever started before it would keep it out for as long as it has work.
+    if pinned := _next_wanted([s for s in lane.slots.values() if s.spec.is_pinned], lane, rules, now, wakes):
+        return Begin(pinned)
     for slot in sorted(lane.waiting(), key=lambda s: _order(s, rules, now)):
         try:
             victims = in_the_way(slot, lane, rules)
@@ -104,7 +108,7 @@ def next_step(lane: Lane, rules: Rules, now: float) -> Begin | Refuse | Wait:
             break
     if unload := _next_unload(lane, rules, now, wakes):
         return Begin(unload)
-    if not lane.waiting() and (wanted := _next_wanted(lane, rules, now, wakes)):
+    if not lane.waiting() and (wanted := _next_wanted(lane.slots.values(), lane, rules, now, wakes)):
         return Begin(wanted)
     return Wait(min(wakes, default=None))
 
@@ -150,12 +154,12 @@ def _is_idle(slot: Slot) -> bool:
     return slot.phase is Phase.READY and not slot.has_work
 
 
-def _next_wanted(lane: Lane, rules: Rules, now: float, wakes: list[float]) -> Plan | None:
-    """A slot that is wished for, and that nobody waits for: begun when it fits beside what is there.
+def _next_wanted(slots: Iterable[Slot], lane: Lane, rules: Rules, now: float, wakes: list[float]) -> Plan | None:
+    """The first of `slots` that is wished for, and fits beside what is there.
 
     Not while its start circuit is open; adds to `wakes` when that closes.
     """
-    for slot in lane.slots.values():
+    for slot in slots:
         if slot.is_wanted and slot.phase is Phase.COLD:
             if slot.circuit.is_open(now):
                 wakes.append(slot.circuit.open_until)

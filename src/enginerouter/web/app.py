@@ -35,7 +35,7 @@ from enginerouter.routing.directory import Directory, models_of
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
 from enginerouter.swap.coordinator import Coordinator
-from enginerouter.swap.memory import MemorySource
+from enginerouter.swap.memory import ChosenSource
 from enginerouter.swap.phases import Phase
 from enginerouter.swap.pick import Picked
 from enginerouter.tasks import TaskGroup
@@ -56,6 +56,8 @@ from enginerouter.web.watching import Watching
 log = logging.getLogger(__name__)
 
 MIB = 1024 * 1024
+# At its start the router waits this long for its engines to say what of theirs runs already.
+TAKE_OVER_PATIENCE_S = 1.0
 # Paths whose POST carries a model, in its JSON or as a part of a form.
 INFERENCE_PATHS = (
     "/v1/chat/completions",
@@ -82,14 +84,14 @@ class Router:
         self,
         config: Config,
         *,
-        memory: MemorySource | None = None,
+        memory: ChosenSource | None = None,
         engines: Mapping[str, Engine] | None = None,
         sock: socket.socket | None = None,
     ) -> None:
         self.config = config
         self._sock = sock
         self.registry = Registry()
-        self.memory = memory if memory is not None else Picked(config.memory_source)
+        self.memory: ChosenSource = memory if memory is not None else Picked(config.memory_source)
         self.telemetry = Telemetry(self.registry)
         self.state = StateFile(config.base_dir / config.state_file)
         self._tasks = TaskGroup()
@@ -122,12 +124,16 @@ class Router:
         self._addresses: dict[SlotId, str] = {}
         self._upstreams: dict[str, Upstream] = {}
         self._runner: web.ServerRunner | None = None
+        self._taking_over: asyncio.Task[None] | None = None
         self.port = 0
 
     async def start(self) -> None:
         """Listen, take over running engines, begin preloads. Raises CannotListen, AlreadyRunning or ConfigError."""
         await self._claim_state()
         await self.memory.start()
+        log.info("memory is read from %s: %s", self.memory.name, self.memory.why)
+        for warning in self.memory.warnings:
+            log.warning("memory: %s", warning)
         self._upstreams = {name: self._upstream(self.config.engines[name]) for name in self.engines}
         self.telemetry.watch(self.coordinator)
         self.telemetry.watch_memory(self.memory)
@@ -149,7 +155,16 @@ class Router:
             raise CannotListen(self.config.host, self.config.port, await self._why_not(error)) from error
         self._discovery.begin()
         await end_launches_of_removed_engines(self.state, self.engines)
-        await self.coordinator.start()
+        await self._take_over()
+
+    async def _take_over(self) -> None:
+        """Whoever hangs, or is still loading, holds up its own lane and not the router's being there."""
+        self._taking_over = self._tasks.spawn(self.coordinator.start(), "take over what runs", is_awaited=True)
+        await asyncio.wait({self._taking_over}, timeout=TAKE_OVER_PATIENCE_S)
+        if self._taking_over.done():
+            self._taking_over.result()
+        else:
+            log.info("some engines have not said yet what of theirs runs; what needs their memory waits")
 
     async def _claim_state(self) -> None:
         try:
@@ -176,6 +191,9 @@ class Router:
     async def stop(self) -> None:
         """Answer those who wait, let streams end within `shutdown_timeout_s`, stop the engines, save the state."""
         self.coordinator.refuse_new()
+        if self._taking_over is not None:
+            self._taking_over.cancel()
+            await asyncio.wait({self._taking_over})
         self.telemetry.hub.close()
         if self._runner is not None:
             await self._stop_listening(self._runner)
