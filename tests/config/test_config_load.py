@@ -274,6 +274,11 @@ def test_what_is_not_served_yet_is_warned_of_once_for_each_feature() -> None:
     assert any("'set_params'" in w and "(also models[1].set_params)" in w for w in warnings)
 
 
+def test_two_engines_that_are_one_server_are_warned_of() -> None:
+    text = "engines: {a: {type: ollama}, b: {type: api_swap, base_url: 'http://localhost:11434'}}"
+    assert any("unloads what the other one has loaded" in w.message for w in loaded(text).warnings)
+
+
 def test_engines_on_different_cards_are_warned_of() -> None:
     entry = "{type: generic_process, start_cmd: '{port}', env: {CUDA_VISIBLE_DEVICES: %d}}"
     warnings = loaded(f"engines: {{a: {entry % 0}, b: {entry % 1}}}").warnings
