@@ -99,10 +99,10 @@ def cpu(child: psutil.Process) -> tuple[float, float]:
     return times.user, times.system
 
 
-def request_bytes(body: dict) -> bytes:
+def request_bytes(body: dict, path: str = "/v1/chat/completions") -> bytes:
     payload = json.dumps(body).encode()
     head = (
-        "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         "Accept: */*\r\nUser-Agent: bench\r\nAuthorization: Bearer sk-none\r\n"
         f"Content-Length: {len(payload)}\r\n\r\n"
     )

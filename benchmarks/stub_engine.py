@@ -45,7 +45,7 @@ class Stub(asyncio.Protocol):
             if len(self.buffer) < end + 4 + length:
                 return
             body, self.buffer = self.buffer[end + 4 : end + 4 + length], self.buffer[end + 4 + length :]
-            if b'"stream": true' in body:
+            if b'"stream": true' in body or b'"stream":true' in body:
                 asked = json.loads(body)
                 self.streaming = asyncio.ensure_future(self.stream(asked["max_tokens"], asked["rate"]))
             else:

@@ -9,10 +9,10 @@ The message says what happened, to what, and what to do. `admin_detail` (log tai
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class RouterError(Exception):
@@ -28,6 +28,10 @@ class RouterError(Exception):
         self.message = message
         self.retry_after_s = retry_after_s
         self.admin_detail = admin_detail
+
+    def more_fields(self) -> dict[str, Any]:
+        """What the error object holds besides the usual."""
+        return {}
 
 
 # --- the client's fault
@@ -177,6 +181,10 @@ class UpstreamFailed(EngineFailed):
     is_retryable = None
 
 
+class Unreachable(UpstreamFailed):
+    """No connection was made, so the engine has seen nothing of the request."""
+
+
 class FirstByteTimeout(EngineFailed):
     """The engine took the request and sent nothing of an answer in time."""
 
@@ -190,6 +198,12 @@ class EngineStalled(EngineFailed):
 
     status = 504
     code = "engine_stalled"
+
+
+class KeyRefused(EngineFailed):
+    """The engine did not accept the operator's key, or its credit is used up: nothing a client can mend."""
+
+    code = "key_refused"
 
 
 class NotBuilt(RouterError):
@@ -249,6 +263,33 @@ class Unconfigured(EngineUnavailable):
 
     code = "unconfigured"
     is_retryable = False
+
+
+class NoHealthyTarget(EngineUnavailable):
+    """A chain with nothing left. `attempts` says of each target what came of it, in order."""
+
+    code = "no_healthy_target"
+
+    def __init__(
+        self, message: str, attempts: Sequence[Mapping[str, Any]], *, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.attempts = attempts
+
+    def more_fields(self) -> dict[str, Any]:
+        return {"attempts": list(self.attempts)}
+
+
+class LoopDetected(RouterError):
+    """The request has been here before, or went through too many routers."""
+
+    status = 508
+    code = "loop_detected"
+    is_retryable = False
+
+    def __init__(self, message: str, *, instance: str) -> None:
+        super().__init__(message)
+        self.instance = instance
 
 
 class ShuttingDown(EngineUnavailable):

@@ -7,7 +7,7 @@ gives "other" for anything a client made up.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 PREFIX = "enginerouter_"
 Labels = tuple[str, ...]
@@ -21,7 +21,7 @@ def _number(value: float) -> str:
     return str(int(value)) if value == int(value) else repr(value)
 
 
-class _Family:
+class Family:
     """One metric name with its help, its label names and its samples."""
 
     type_name = ""
@@ -45,7 +45,7 @@ class _Family:
         return head + "".join(f"{line}\n" for line in self.samples())
 
 
-class Counter(_Family):
+class Counter(Family):
     type_name = "counter"
 
     def __init__(self, name: str, help_text: str, label_names: Sequence[str] = ()) -> None:
@@ -62,7 +62,7 @@ class Counter(_Family):
         return (f"{self.name}{self._pairs(k)} {_number(v)}" for k, v in self._values.items())
 
 
-class Gauge(_Family):
+class Gauge(Family):
     """Read when scraped: `read` gives the value of every label set at that moment."""
 
     type_name = "gauge"
@@ -92,7 +92,7 @@ class _Series:
         self.total = 0.0
 
 
-class Histogram(_Family):
+class Histogram(Family):
     type_name = "histogram"
 
     def __init__(self, name: str, help_text: str, buckets: Sequence[float], label_names: Sequence[str] = ()) -> None:
@@ -129,7 +129,7 @@ class Registry:
     """All metrics of one router, in the order they were made."""
 
     def __init__(self) -> None:
-        self._families: list[_Family] = []
+        self._families: list[Family] = []
 
     def counter(self, name: str, help_text: str, label_names: Sequence[str] = ()) -> Counter:
         metric = Counter(name, help_text, label_names)
@@ -154,6 +154,9 @@ class Registry:
         metric = Histogram(name, help_text, buckets, label_names)
         self._families.append(metric)
         return metric
+
+    def __iter__(self) -> Iterator[Family]:
+        return iter(self._families)
 
     def text(self) -> str:
         return "".join(family.text() for family in self._families)

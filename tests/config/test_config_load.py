@@ -264,16 +264,6 @@ def test_an_open_host_without_keys_is_warned_of() -> None:
     assert not any("api_keys" in w.message for w in loaded("host: '::1'").warnings)
 
 
-def test_what_is_not_served_yet_is_warned_of_once_for_each_feature() -> None:
-    text = (
-        f"{ENGINE}models: [{{id: m, engine: a, set_params: {{a: 1}}}}, {{id: n, engine: a, set_params: {{a: 1}}}}]\n"
-        "discover: {enabled: true}\n"
-    )
-    warnings = [str(w) for w in loaded(text).warnings if "not served" in w.message]
-    assert len(warnings) == 2
-    assert any("'set_params'" in w and "(also models[1].set_params)" in w for w in warnings)
-
-
 def test_two_engines_that_are_one_server_are_warned_of() -> None:
     text = "engines: {a: {type: ollama}, b: {type: api_swap, base_url: 'http://localhost:11434'}}"
     assert any("unloads what the other one has loaded" in w.message for w in loaded(text).warnings)

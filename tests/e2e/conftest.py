@@ -17,7 +17,7 @@ from enginerouter.engines.directory import SlotDirectory
 from enginerouter.engines.registry import build_engine
 from enginerouter.state import StateFile
 from enginerouter.swap.pick import Picked
-from enginerouter.web import inference
+from enginerouter.web import exchange
 from enginerouter.web.app import Router, upstream_models
 
 
@@ -26,7 +26,7 @@ async def make_router(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[MakeRouter]:
     # Scripted engines notice a crash sooner than real ones.
-    monkeypatch.setattr(inference, "CRASH_NOTICE_S", 0.08)
+    monkeypatch.setattr(exchange, "CRASH_NOTICE_S", 0.08)
     caplog.set_level(logging.DEBUG, "enginerouter")
     made: list[RouterUnderTest] = []
     before = asyncio.all_tasks()

@@ -200,6 +200,8 @@ class OllamaDaemon(ScriptedServer):
         return None
 
     def control(self, what: str, body: Any, received: Received) -> Script:
+        if what == "GET /":
+            return ok(b"Ollama is running")
         if what == "GET /api/version":
             return say({"version": "0.33.0"})
         if what == "GET /api/tags":

@@ -20,7 +20,7 @@ from engine_server import FakeEngineServer
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 from enginerouter.config.engines import GenericProcess
-from enginerouter.config.model import Alias, Config, Model
+from enginerouter.config.model import Alias, Config, Health, Model
 from enginerouter.engines.base import OnExit
 from enginerouter.errors import EngineCrashed, RouterError
 from enginerouter.slots import SlotId
@@ -99,6 +99,8 @@ class FakeEngine:
         self.held: int | None = None
         # Whether its memory comes back at once when it stops.
         self.gives_back = True
+        # Whether its server still listens when it was stopped, as one that sleeps does.
+        self.sleeps = False
         self._memory = memory
         self._on_exit: OnExit | None = None
 
@@ -136,7 +138,8 @@ class FakeEngine:
 
     async def _end(self, *, resets: bool = False) -> None:
         self.is_running = False
-        await self.server.stop(resets=resets)
+        if not self.sleeps:
+            await self.server.stop(resets=resets)
 
     async def crash(self, message: str = "", *, resets: bool = False, noticed_after_s: float = 0.0) -> None:
         """The process dies: its connections break, and a moment later the watcher says so."""
@@ -396,6 +399,8 @@ FAST: dict[str, Any] = {
     "drain_timeout_s": 5.0,
     "shutdown_timeout_s": 0.5,
     "memory_source": "none",
+    # Engines hear of a test what the test sends; those of probes switch them on.
+    "health": Health(enabled=False),
 }
 
 MakeRouter = Callable[..., Awaitable[RouterUnderTest]]
@@ -406,7 +411,7 @@ def make_config(folder: Path, engines: Mapping[str, Mapping[str, Any]], **settin
     models = settings.pop("models", None)
     aliases = settings.pop("aliases", {})
     built = {
-        name: GenericProcess(name=name, start_cmd=("fake",), base_url="http://127.0.0.1:1", **more)
+        name: GenericProcess(name=name, **{"start_cmd": ("fake",), "base_url": "http://127.0.0.1:1", **more})
         for name, more in engines.items()
     }
     return Config(

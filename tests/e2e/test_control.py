@@ -226,7 +226,7 @@ async def test_an_empty_object_or_body_means_all_however_it_is_spelt(make_router
     router = await make_router(together=(("a", "b"),))
     await router.load("a")
     await router.load("b")
-    assert (await router.ask(body, path="/admin/reset")).json == {"reset": ["a", "b"]}
+    assert (await router.ask(body, path="/admin/reset")).json == {"reset": ["a", "b"], "circuits": []}
     assert (await router.ask(body, path="/admin/unload")).json == {"unloading": ["a", "b"]}
     await router.until(lambda: router.phase("a") is Phase.COLD and router.phase("b") is Phase.COLD)
 
@@ -272,7 +272,7 @@ async def test_resetting_lets_a_broken_engine_be_tried_again(make_router: MakeRo
     assert (await router.get("/status")).json["slots"][0]["start_circuit"]["failures"] == 1
     router.engines["a"].start_error = None
     answer = await router.ask(b"{}", path="/admin/reset")
-    assert answer.json == {"reset": ["a"]}
+    assert answer.json == {"reset": ["a"], "circuits": []}
     assert (await router.ask(chat())).status == 200
 
 

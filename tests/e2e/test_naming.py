@@ -184,13 +184,6 @@ async def test_a_default_model_is_swapped_to(make_router: MakeRouter) -> None:
     assert router.engines["a"].server.received[0].json == {"metadata": {"model": "x"}, "model": "a"}
 
 
-async def test_a_chain_is_refused_by_its_name(make_router: MakeRouter) -> None:
-    router = await make_router(aliases={"best": {"chain": ("a", "b")}})
-    answer = await router.ask(chat("best"))
-    assert (answer.status, answer.error["code"]) == (501, "not_supported")
-    assert "'best'" in answer.error["message"]
-
-
 # --- lists
 
 
@@ -245,8 +238,8 @@ async def keyed(make_router: MakeRouter) -> RouterUnderTest:
 
 async def test_a_key_sees_and_names_only_its_models(keyed: RouterUnderTest) -> None:
     guest, boss = bearer("guest-key"), bearer("boss-key")
-    assert [m["id"] for m in (await keyed.get("/v1/models", **guest)).json["data"]] == ["public", "pub-too"]
-    assert len((await keyed.get("/v1/models", **boss)).json["data"]) == 3
+    assert [m["id"] for m in (await keyed.get("/v1/models", **guest)).json["data"]] == ["public", "pub-too", "pubchain"]
+    assert len((await keyed.get("/v1/models", **boss)).json["data"]) == 4
     for name in ("private", "b/private", "private:latest", "claude-opus"):
         answer = await keyed.ask(chat(name), headers=guest)
         assert (answer.status, answer.error["code"]) == (404, "model_not_found")

@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +108,14 @@ async def test_an_unknown_name_ends_with_1_and_the_nearest_one(router: RouterUnd
     ended = await ctl("use", "bb")
     assert (ended.code, ended.out) == (1, "")
     assert "did you mean 'b'" in ended.err
+
+
+async def test_ping_tells_a_router_that_lives_from_one_that_is_stuck(
+    router: RouterUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (await ctl("ping")).code == 0
+    monkeypatch.setattr(router.router.coordinator, "_turned_at", time.monotonic() - 60)
+    assert (await ctl("ping")).code == 1
 
 
 async def test_reset_closes_what_is_open(router: RouterUnderTest) -> None:

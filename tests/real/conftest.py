@@ -7,7 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_kit import RealRouter, Start
+from real_kit import RealRouter, Serve, Start
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """`serve(config, port)`: a router that is up, with a file as it is."""
+    routers: list[RealRouter] = []
+
+    def make(config: Path, port: int) -> RealRouter:
+        router = RealRouter(config, port)
+        routers.append(router)
+        router.start()
+        return router
+
+    yield make
+    for router in routers:
+        router.end()
 
 
 @pytest.fixture
@@ -16,7 +32,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     routers: list[RealRouter] = []
 
     def make(engines: dict[str, Any], **settings: Any) -> RealRouter:
-        router = RealRouter(tmp_path, engines, settings)
+        router = RealRouter.of(tmp_path, engines, settings)
         routers.append(router)
         router.start()
         return router

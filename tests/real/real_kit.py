@@ -105,16 +105,22 @@ class Settle:
 class RealRouter:
     """`python -m enginerouter --config FILE`, again and again in one folder."""
 
-    def __init__(self, folder: Path, engines: dict[str, Any], settings: dict[str, Any]) -> None:
-        self.folder = folder
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._config = folder / "config.yaml"
-        # These engines hold the host's memory, also where there is a card. JSON is YAML.
-        base = {"port": self.port, "memory_source": Meminfo.name, "engines": engines}
-        self._config.write_text(json.dumps(base | settings, indent=1))
-        self._stderr = folder / "stderr.log"
+    def __init__(self, config: Path, port: int) -> None:
+        self.folder = config.parent
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self._config = config
+        self._stderr = self.folder / "stderr.log"
         self.process: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    def of(cls, folder: Path, engines: dict[str, Any], settings: dict[str, Any]) -> RealRouter:
+        """With a configuration made of these, on a free port."""
+        config, port = folder / "config.yaml", free_port()
+        # These engines hold the host's memory, also where there is a card. JSON is YAML.
+        base = {"port": port, "memory_source": Meminfo.name, "engines": engines}
+        config.write_text(json.dumps(base | settings, indent=1))
+        return cls(config, port)
 
     # --- its life
 
@@ -263,8 +269,9 @@ class RealRouter:
         return f"http://127.0.0.1:{words[words.index('--port') + 1]}"
 
 
-# What the fixture `start` is: `start(engines, **settings)`.
+# What the fixtures `start` and `serve` are: `start(engines, **settings)`, `serve(config, port)`.
 Start = Callable[..., RealRouter]
+Serve = Callable[[Path, int], RealRouter]
 
 
 # --- what clients do

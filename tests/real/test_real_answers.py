@@ -17,7 +17,7 @@ pytestmark = pytest.mark.real
 def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealRouter]:
     folder: Path = tmp_path_factory.mktemp("router")
     engines = {"red": llama("red"), "blue": llama("blue"), "embed": llama("embed", "--embeddings", "--pooling", "mean")}
-    router = RealRouter(folder, engines, {"swap_linger_s": 0.05})
+    router = RealRouter.of(folder, engines, {"swap_linger_s": 0.05})
     router.start()
     yield router
     router.end()

@@ -9,7 +9,7 @@ import pytest
 
 from enginerouter.config.engines import GenericProcess
 from enginerouter.config.model import Alias, Config, Model
-from enginerouter.errors import BadRequest, NotBuilt, UnknownModel
+from enginerouter.errors import BadRequest, UnknownModel
 from enginerouter.routing.directory import Directory, Target
 from enginerouter.slots import SlotId
 
@@ -113,11 +113,6 @@ def test_a_name_the_key_may_not_use_looks_unknown(names: Directory) -> None:
             names.resolve(name, only_fast, lambda: None)
 
 
-def test_a_chain_is_refused_by_its_name(names: Directory) -> None:
-    with pytest.raises(NotBuilt, match="'best' is a chain"):
-        resolve(names, "best")
-
-
 def test_no_name_means_the_default_else_the_resident_else_400(names: Directory) -> None:
     assert resolve(names, None, SlotId("vllm")).label == "vllm/org/served"
     with pytest.raises(BadRequest):
@@ -133,7 +128,7 @@ def test_the_default_may_be_an_alias(names: Directory) -> None:
 def test_the_list_has_every_name_once_and_no_patterns(names: Directory) -> None:
     listed = [m.id for m in names.listed(everything)]
     assert listed == [
-        "qwen:7b", "tagless", "tagged:latest", "claude-exact", "org/served", "second", "solo", "fast", "direct",
+        "qwen:7b", "tagless", "tagged:latest", "claude-exact", "org/served", "second", "solo", "fast", "direct", "best",
     ]  # fmt: skip
 
 

@@ -97,8 +97,8 @@ def test_installing_twice_and_uninstalling_leaves_only_the_configuration(home: P
     """Needs a package index. Without a terminal it asks nothing."""
     variables = places(home)
     for _ in range(2):
-        status, out, err = run("--no-service", **variables)
-        assert (status, out) == (0, ""), err
+        status, _, err = run("--no-service", **variables)
+        assert status == 0, err
         assert "done: enginerouter " in err
         config = home / "conf/config.yaml"
         assert subprocess.run([home / "bin/enginerouter", "check", "-c", config], check=False).returncode == 0

@@ -16,9 +16,10 @@ from enginerouter.web.json_body import parse_json_object
 
 def renamed(raw: bytes, model: str) -> bytes:
     ask = Ask("/v1/chat/completions", raw, parse_json_object(raw))
-    asyncio.run(ask.rename(model))
-    assert isinstance(ask.body, bytes)
-    return ask.body
+    body = asyncio.run(ask.body_for(model))
+    assert isinstance(body, bytes)
+    assert ask.body == raw, "what the client sent stays"
+    return body
 
 
 @pytest.mark.parametrize(

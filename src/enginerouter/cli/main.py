@@ -12,19 +12,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from enginerouter import __version__
+from enginerouter.cli.setup_arguments import SetupArguments, add_import, add_init
 from enginerouter.errors import AlreadyRunning, CannotListen, ConfigError
 from enginerouter.service.unit import add_version
 
 EXIT_REFUSED = 1
 EXIT_PORT = 3
 DEFAULT_CONFIG = "config.yaml"
+# Commands that make a configuration and serve nothing.
+WRITES = ("init", "import")
 
 
-class Arguments(argparse.Namespace):
+class Arguments(SetupArguments):
     """The parsed command line."""
 
     command: str
-    config: Path
     check_config: bool
     print_schema: bool
     port: int
@@ -50,6 +52,8 @@ def parser() -> argparse.ArgumentParser:
     _add_config(commands.add_parser("serve", help="serve (the default)"), default=argparse.SUPPRESS)
     _add_config(commands.add_parser("check", help="say what is wrong with a configuration"), default=argparse.SUPPRESS)
     commands.add_parser("schema", help="print the JSON Schema of the configuration")
+    _add_config(add_init(commands), default=argparse.SUPPRESS)
+    add_import(commands)
     unit = commands.add_parser("unit", help="print the systemd user unit that serves a configuration")
     _add_config(unit, default=argparse.SUPPRESS)
     unit.add_argument("--socket", action="store_true", help="print its socket unit instead (socket activation)")
@@ -84,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         for problem in error.problems:
             print(f"config error: {problem}", file=sys.stderr)
-        print("nothing was started; `enginerouter check` reads the file again", file=sys.stderr)
+        if arguments.command not in WRITES:
+            print("nothing was started; `enginerouter check` reads the file again", file=sys.stderr)
         return EXIT_REFUSED
     except AlreadyRunning as error:
         print(error, file=sys.stderr)
@@ -107,6 +112,14 @@ def run(arguments: Arguments) -> int:
         from enginerouter.cli.check import check
 
         return check(arguments.config)
+    if command == "init":
+        from enginerouter.cli.init import run_init
+
+        return run_init(arguments)
+    if command == "import":
+        from enginerouter.cli.importing import run_import
+
+        return run_import(arguments)
     if command == "unit":
         from enginerouter.cli.unit import unit
 

@@ -70,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
             found.add_argument("name", nargs="?", metavar=optional)
         return found
 
+    add("ping", "whether it lives: exit code 0; for health checks, needs no key")
     add("status", "what is in memory, who waits, the last swaps")
     add("models", "the models that can be named, and where they are")
     use = add("use", "load a model or an engine now, first in line", "NAME")
@@ -172,6 +173,7 @@ def _hold(client: Client, arguments: Arguments) -> dict[str, Any]:
 
 
 ASKS: Mapping[str, Ask] = {
+    "ping": lambda client, _: client.get("/health"),
     "status": lambda client, _: client.status(),
     "queue": lambda client, _: client.status(),
     "models": _models,

@@ -27,7 +27,7 @@ def check_names(draft: Draft, report: Report) -> None:
             _check_rename(alias, alias.target, names, report)
         for n, entry in enumerate(alias.chain):
             _check_entry(entry, ("aliases", alias.name, "chain", n), names, report)
-    _check_cycles(config, report)
+    _check_cycles(names, report)
     for alias in config.aliases.values():
         if alias.local_only:
             _check_stays_local(alias, names, report)
@@ -203,27 +203,29 @@ def _closest(name: str, names: _Names) -> str:
     return f"did you mean {close[0]!r}?" if close else ""
 
 
-def _check_cycles(config: Config, report: Report) -> None:
+def _check_cycles(names: _Names, report: Report) -> None:
     """Walk every chain, without recursion: a file may nest more chains than Python nests calls."""
     done: set[str] = set()
-    for start in config.aliases:
+    for start in names.config.aliases:
         above: dict[str, Iterator[str]] = {}
         name: str | None = start if start not in done else None
         while name is not None or above:
             if name is None:
                 last = next(reversed(above))
-                name = next(above[last], None)
-                if name is None:
+                entry = next(above[last], None)
+                if entry is None:
                     del above[last]
+                elif entry not in names.owners and (inner := names.alias(entry)) is not None:
+                    name = inner.name
             elif name in above:
                 circle = [*above][[*above].index(name) :]
                 report.error(("aliases", name), f"the chain goes in a circle: {' → '.join([*circle, name])}")
                 name = None
-            elif name in done or name not in config.aliases:
+            elif name in done:
                 name = None
             else:
                 done.add(name)
-                above[name] = iter(config.aliases[name].chain)
+                above[name] = iter(names.config.aliases[name].chain)
                 name = None
 
 

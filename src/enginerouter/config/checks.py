@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from enginerouter.config.check_engines import check_engines
 from enginerouter.config.check_names import check_names
+from enginerouter.config.check_params import check_params
 from enginerouter.config.draft import Draft
 from enginerouter.config.forms import is_loopback
 from enginerouter.config.model import Config
@@ -13,8 +16,20 @@ from enginerouter.config.report import Report
 def check_config(draft: Draft, report: Report) -> None:
     """Run all checks."""
     check_top_level(draft.config, report)
+    check_cache(draft.config, report)
     check_engines(draft, report)
     check_names(draft, report)
+    check_params(draft, report)
+
+
+def check_cache(config: Config, report: Report) -> None:
+    cache = config.cache
+    if cache is not None and cache.store != "memory" and find_spec("redis") is None:
+        report.error(
+            ("cache", "store"),
+            "a Redis needs the Python package 'redis', which is not installed",
+            "pip install 'enginerouter[redis]', or store: memory",
+        )
 
 
 def check_top_level(config: Config, report: Report) -> None:

@@ -94,7 +94,10 @@ class EngineSettings:
     api_key_env: Annotated[str | None, Key("Environment variable that holds `api_key`.", nonempty=True)] = None
     discover_models: Annotated[
         bool,
-        Key("Ask the engine for its model ids and serve those too (`api_swap`, `remote`; `ollama` is always asked)."),
+        Key(
+            "Ask the engine for its model ids and serve those too (`api_swap`, `remote`; `ollama` is always asked; "
+            "processes with `discover.enabled`)."
+        ),
     ] = False
     served_models: Annotated[tuple[str, ...], Key("Model ids the engine is known to serve.", form="name")] = ()
     tags_cache_ttl_s: Annotated[float, Key("How long a fetched model list is used.", "s", ge=0)] = 30.0

@@ -143,8 +143,19 @@ def origin(text: str) -> str:
 
 
 def store(text: str) -> str:
-    if text != "memory" and not re.match(r"rediss?://[^/]", text):
+    if text == "memory":
+        return text
+    if not re.match(r"rediss?://[^/]", text):
         raise BadForm("must be 'memory' or redis://host:port/db")
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise BadForm(f"is not a URL: {_why(error)}") from None
+    if not host or port == 0:
+        raise BadForm("names no host and port that can be connected to")
+    if not re.fullmatch(r"/?|/\d+", parts.path) or "?" in text or "#" in text:
+        raise BadForm("must end in the port or the number of a database", "write it like redis://127.0.0.1:6379/0")
     return text
 
 

@@ -1,7 +1,7 @@
 """The loader: a file becomes a `Config`, or a `ConfigError` with every problem in it.
 
-Order: read the text, build the typed model, resolve secrets and old spellings, run the cross-checks, warn of what
-this version does not serve. Each step goes on after a problem, so that one run tells all.
+Order: read the text, build the typed model, resolve secrets and old spellings, run the cross-checks. Each step goes on
+after a problem, so that one run tells all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from enginerouter.config.engines import LEGACY_SECTIONS, EngineSettings
 from enginerouter.config.model import Config
 from enginerouter.config.resolve import finish_engine, finish_keys, finish_models
 from enginerouter.config.source import MAX_BYTES, Source, read_source
-from enginerouter.config.unserved import warn_unserved
 from enginerouter.errors import ConfigError, Problem, printable
 
 
@@ -74,7 +73,6 @@ def load_text(
     base_dir = base_dir.absolute()
     draft = _build(source, Converter(source, base_dir), base_dir, environ)
     check_config(draft, report)
-    warn_unserved(draft.config, report)
     if report.errors:
         raise ConfigError(_in_order(report.errors, file), _in_order(report.warnings, file))
     return Loaded(draft.config, tuple(_in_order(report.warnings, file)))

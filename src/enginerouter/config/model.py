@@ -125,7 +125,14 @@ class PortProbe:
 class Discover:
     """Whether models are found by asking the engines."""
 
-    enabled: Annotated[bool, Key("Serve models that engines with `discover_models` report.")] = False
+    enabled: Annotated[
+        bool,
+        Key(
+            "Processes (`generic_process`, `systemd_unit`) with `discover_models` also serve what they list while they "
+            "run, what they listed when they ran last, and what their command line names; and the lists of all engines "
+            "are remembered over a restart. Nothing is ever started to be asked."
+        ),
+    ] = False
     collision: Annotated[Literal["config_order"], Key("Who serves an id that two engines report: the first.")] = (
         "config_order"
     )
@@ -155,11 +162,27 @@ class Cache:
     """Answers kept so that a repeated request wakes nothing."""
 
     embeddings: Annotated[bool, Key("Keep answers of embeddings and rerank.")] = True
-    deterministic: Annotated[bool, Key("Keep answers of non-streaming chats with `temperature: 0`.")] = False
+    deterministic: Annotated[
+        bool, Key("Keep answers of chats with `temperature: 0` that are not streamed and have no tools.")
+    ] = False
     ttl_s: Annotated[float, Key("How long an answer is kept.", "s", gt=0)] = 3600.0
-    max_mib: Annotated[int, Key("Largest size of all answers together.", "MiB", ge=1)] = 256
+    max_mib: Annotated[
+        int,
+        Key(
+            "Largest size of all answers together; a larger answer than a quarter of it is not kept. How much a Redis "
+            "holds is its own setting (`maxmemory`).",
+            "MiB",
+            ge=1,
+        ),
+    ] = 256
     store: Annotated[
-        str, Key("`memory`, or the URL of a Redis (`redis://host:port/db`).", form="store", is_secret=True)
+        str,
+        Key(
+            "`memory`, or the URL of a Redis (`redis://user:password@host:port/db`, `rediss://` for TLS), which needs "
+            "`pip install 'enginerouter[redis]'`. On another machine it never gets anything of `local_only` aliases.",
+            form="store",
+            is_secret=True,
+        ),
     ] = field(default="memory", repr=False)
 
 

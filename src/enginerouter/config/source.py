@@ -66,9 +66,8 @@ def read_source(text: str, file: str, environ: Mapping[str, str]) -> Source:
     if root is None:
         source.data = {}
         return source
-    too_big = _too_big(root)
-    if too_big:
-        source.report.error((), too_big)
+    if why := too_big(root):
+        source.report.error((), why)
         return source
     source.data = _Reader(source, environ).read(root, ())
     return source
@@ -92,7 +91,7 @@ def _report_syntax(source: Source, error: yaml.MarkedYAMLError) -> None:
     source.report.error((), f"not valid YAML: {printable(what)}{printable(context)}", hint)
 
 
-def _too_big(root: Node) -> str:
+def too_big(root: Node) -> str:
     """Why the tree must not be expanded, or "". Counts shared nodes as often as aliases repeat them."""
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()

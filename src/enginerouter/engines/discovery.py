@@ -15,6 +15,7 @@ from typing import Protocol
 from enginerouter.config.engines import EngineSettings
 from enginerouter.engines.http_control import ControlFailed
 from enginerouter.engines.loaded import Listing
+from enginerouter.engines.served import is_process
 from enginerouter.errors import EngineUnavailable
 from enginerouter.tasks import TaskGroup
 
@@ -55,6 +56,7 @@ class Discovery:
         self._known = {name: _Known(engine, ttl_s) for name, (engine, ttl_s) in sources.items()}
         self._listed = listed
         self._tasks = TaskGroup()
+        self._is_closed = False
 
     def begin(self) -> None:
         """Ask everybody for the first time, in the background."""
@@ -62,6 +64,7 @@ class Discovery:
             self._ask(name, known)
 
     async def close(self) -> None:
+        self._is_closed = True
         await self._tasks.close()
 
     async def freshen(self, within_s: float) -> bool:
@@ -71,6 +74,22 @@ class Discovery:
         if asking:
             await asyncio.wait(asking, timeout=within_s)
         return bool(asking)
+
+    async def refresh(self, within_s: float) -> None:
+        """Ask everybody again now, and wait for them for a time. What is still being asked is not asked twice."""
+        asking = [self._ask(name, known) for name, known in self._known.items()]
+        if asking:
+            await asyncio.wait(asking, timeout=within_s)
+
+    def ask(self, engine: str) -> None:
+        """Ask one engine in the background: what it said before is out of date."""
+        if (known := self._known.get(engine)) is not None and not self._is_closed:
+            self._ask(engine, known)
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """Those that are asked."""
+        return tuple(self._known)
 
     def failure_of(self, engine: str) -> EngineUnavailable | None:
         """Why the models of an engine are not known just now."""
@@ -100,11 +119,18 @@ class Discovery:
         known.at = time.monotonic()
 
 
-def wants_discovery(settings: EngineSettings) -> bool:
-    """Ollama's models come and go with `ollama pull`; other servers are asked where the configuration says so."""
-    return settings.type == "ollama" or (settings.discover_models and settings.type in ("api_swap", "remote"))
+def wants_discovery(settings: EngineSettings, *, is_enabled: bool = False) -> bool:
+    """Ollama's models come and go with `ollama pull`; other servers are asked where the configuration says so.
+
+    Processes of ours only with `discover.enabled` too (`is_enabled`): what they serve is known better by `models`.
+    """
+    if settings.type == "ollama":
+        return True
+    return settings.discover_models and (
+        settings.type in ("api_swap", "remote") or (is_enabled and is_process(settings))
+    )
 
 
-def is_askable(settings: EngineSettings) -> bool:
+def is_askable(settings: EngineSettings, *, is_enabled: bool = False) -> bool:
     """Whether `engine/model` may name a model that only the engine knows of, so that it has to be asked."""
-    return settings.type in ("ollama", "api_swap") or wants_discovery(settings)
+    return settings.type in ("ollama", "api_swap") or wants_discovery(settings, is_enabled=is_enabled)

@@ -42,11 +42,15 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back of a call. `status` 0: nothing; `document`: its JSON, or None; `saw`: all of it in words."""
+    """What came back of a call. `status` 0: nothing; `document`: its JSON, or None; `saw`: all of it in words.
+
+    `is_late`: nothing came in time, which a busy server does too.
+    """
 
     status: int
     document: Any
     saw: str
+    is_late: bool = False
 
     @property
     def is_ok(self) -> bool:
@@ -165,11 +169,26 @@ class Prober:
                     while more := await response.content.read(_LONGEST_BODY):
                         raw = (raw + more)[:_LONGEST_BODY]
         except TimeoutError:
-            return Reply(0, None, f"nothing within {timeout_s:.3g} s")
+            return Reply(0, None, f"nothing within {timeout_s:.3g} s", is_late=True)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             return Reply(0, None, printable(f"{type(error).__name__}: {error}"))
         text = raw[:200].decode(errors="replace")
         return Reply(response.status, _json(raw), printable(f"status {response.status} {text}".rstrip()))
+
+    async def glance(self, url: str, *, timeout_s: float) -> Reply:
+        """GET, and no more than the status is read: lists of models can be long. Never raises but when cancelled."""
+        try:
+            async with (
+                asyncio.timeout(timeout_s),
+                self._open().get(url, headers=self._headers, allow_redirects=False) as response,
+            ):
+                return Reply(response.status, None, f"status {response.status}")
+        except TimeoutError:
+            return Reply(0, None, f"no answer within {timeout_s:.3g} s", is_late=True)
+        except aiohttp.ClientConnectorError as error:
+            return Reply(0, None, printable(f"it cannot be reached: {error.strerror or error}"))
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return Reply(0, None, printable(f"{type(error).__name__}: {error}"))
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None or self._session.closed:

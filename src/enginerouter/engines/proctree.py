@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 MARKER = "ENGINEROUTER_LAUNCH"
 IS_LINUX = sys.platform.startswith("linux")
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
+TERM = signal.SIGTERM
 _PROC = Path("/proc")
 
 

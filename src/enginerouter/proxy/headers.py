@@ -14,6 +14,9 @@ from multidict import CIMultiDict, CIMultiDictProxy, istr
 
 Headers = CIMultiDict[str] | CIMultiDictProxy[str]
 
+# Between routers: the ids of those that a request came through, and whose answer this is.
+VIA = istr("X-EngineRouter-Via")
+INSTANCE = istr("X-EngineRouter-Instance")
 ACCEPT_ENCODING = istr("Accept-Encoding")
 CONNECTION = istr("Connection")
 

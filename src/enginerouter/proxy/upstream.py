@@ -20,7 +20,7 @@ from multidict import CIMultiDict, istr
 from yarl import URL
 
 from enginerouter.addresses import joined
-from enginerouter.errors import UpstreamFailed, printable
+from enginerouter.errors import Unreachable, UpstreamFailed, printable
 from enginerouter.tasks import TaskGroup
 
 # Below the keep-alive of every engine (llama.cpp and uvicorn close after 5 s): a connection that the engine is about
@@ -53,11 +53,25 @@ class ReusedConnectionFailed(Exception):
 
 
 class Upstream:
-    """The connections to one engine. `headers` (its key and configured ones) go out with every request."""
+    """The connections to one engine. `headers` (its key and configured ones) go out with every request.
 
-    def __init__(self, engine: str, *, headers: Mapping[str, str], connect_timeout_s: float, tasks: TaskGroup) -> None:
+    `is_server`: not a process of ours, so that it may be another router; `instance` is that router's id, once it has
+    said it.
+    """
+
+    def __init__(
+        self,
+        engine: str,
+        *,
+        headers: Mapping[str, str],
+        connect_timeout_s: float,
+        tasks: TaskGroup,
+        is_server: bool = False,
+    ) -> None:
         self.engine = engine
         self.headers = dict(headers)
+        self.is_server = is_server
+        self.instance: str | None = None
         self._timeout = ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=None)
         self._tasks = tasks
         self._session: ClientSession | None = None
@@ -115,9 +129,11 @@ class Upstream:
             return answer
         except aiohttp.ClientSSLError as error:
             said = printable(str(error))
-            raise UpstreamFailed(self.engine, f"{self.engine} at {address} is not trusted: {said}") from error
+            raise Unreachable(self.engine, f"{self.engine} at {address} is not trusted: {said}") from error
         except aiohttp.ClientConnectorError as error:
-            raise UpstreamFailed(self.engine, f"{self.engine} refuses connections at {address}: {error}") from error
+            raise Unreachable(self.engine, f"{self.engine} refuses connections at {address}: {error}") from error
+        except aiohttp.ConnectionTimeoutError as error:
+            raise Unreachable(self.engine, f"{self.engine} does not take connections at {address}") from error
         except aiohttp.ClientResponseError as error:
             raise UpstreamFailed(
                 self.engine, f"{self.engine} did not answer in HTTP: {printable(error.message)}"

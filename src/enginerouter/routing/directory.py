@@ -1,4 +1,4 @@
-"""Which slot serves a name: exact model id → alias → alias glob → discovered model → `engine/model` → 404.
+"""What serves a name: exact model id → alias → alias glob → discovered model → `engine/model` → 404.
 
 Everything is worked out once per configuration; a request costs one dictionary look-up. What engines say of their
 models is fed in (`learn`); nothing is asked here. `engine/model` may name a model that nobody declared where that can
@@ -7,13 +7,17 @@ do no harm: at a remote engine always, at one whose models take memory only if t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from enginerouter.config.engines import GenericProcess, Profile
 from enginerouter.config.model import Alias, Config, EngineSettings, Model
-from enginerouter.errors import BadRequest, NotBuilt, UnknownModel
+from enginerouter.errors import BadRequest, UnknownModel
+from enginerouter.routing.chains import flatten
+from enginerouter.routing.models import models_of as models_of
+from enginerouter.routing.models import slot_of as slot_of
+from enginerouter.routing.target import Chain, Route
+from enginerouter.routing.target import Target as Target
 from enginerouter.slots import SlotId
 
 LATEST = ":latest"
@@ -23,27 +27,8 @@ MayName = Callable[[str], bool]
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """What a name stands for. `asked` is the canonical name (alias or model id), `upstream_model` the engine's own.
-
-    `label` is `engine/model`, for logs, metrics and `X-EngineRouter-Resolved`. `is_glob`: `asked` is an alias glob.
-    `is_declared` False: the model is in no configuration, so its name is no label of metrics.
-    """
-
-    asked: str
-    model_id: str
-    engine: str
-    slot: SlotId
-    upstream_model: str
-    label: str
-    first_byte_timeout_s: float | None = None
-    is_glob: bool = False
-    is_declared: bool = True
-
-
-@dataclass(frozen=True, slots=True)
 class Listed:
-    """A name as catalogues show it. `alias_of` is set for renames."""
+    """A name as catalogues show it. `alias_of` is set for renames, `targets` for chains (`engine` is the first's)."""
 
     id: str
     engine: str
@@ -52,20 +37,7 @@ class Listed:
     description: str = ""
     context_length: int | None = None
     alias_of: str | None = None
-
-
-def slot_of(engine: EngineSettings, upstream_model: str, model_id: str = "") -> SlotId:
-    """The slot that serves a model: its engine, or the pair where changing the model needs a reload.
-
-    Of an engine with profiles, a model is the profile of its id, else of its `upstream_id`.
-    """
-    if profiles := _profiles_of(engine):
-        return SlotId(engine.name, model_id if model_id in profiles else upstream_model)
-    return SlotId(engine.name, upstream_model if engine.type == "api_swap" else None)
-
-
-def _profiles_of(engine: EngineSettings) -> Mapping[str, Profile]:
-    return engine.profiles if isinstance(engine, GenericProcess) else {}
+    targets: tuple[Target, ...] = ()
 
 
 class Directory:
@@ -73,10 +45,13 @@ class Directory:
 
     def __init__(self, config: Config) -> None:
         self._default = config.default_model
+        self._aliases = tuple(config.aliases.values())
         self._listed: list[Listed] = []
         self._models: dict[str, Target] = {}
         self._names: dict[str, Target] = {}
-        self._chains: set[str] = set()
+        self._chains: dict[str, Alias] = {}
+        # Chains with their targets, until an engine says that it has other models.
+        self._resolved: dict[str, Chain] = {}
         self._globs: list[tuple[str, Alias]] = []
         self._engines = engines = {name: e for name, e in config.engines.items() if e.enabled}
         # What engines said they have; of all that they said, the names that nothing else means.
@@ -103,6 +78,7 @@ class Directory:
             model.upstream_id or model.id,
             label,
             engine.first_byte_timeout_s,
+            same_as=model.same_as,
         )
         self._listed.append(
             Listed(
@@ -116,11 +92,11 @@ class Directory:
         )
 
     def _add_alias(self, alias: Alias) -> None:
-        if alias.chain:
-            self._chains.add(alias.name)
-            return
         if any(c in alias.name for c in "*?["):
             self._globs.append((alias.name, alias))
+            return
+        if alias.chain:
+            self._chains[alias.name] = alias
             return
         # The loader has refused aliases of aliases, so this is a model. What the configuration names is meant, also
         # where no engine has said that it has it.
@@ -128,8 +104,7 @@ class Directory:
         if found is None:
             self._late.append((alias, alias.target or ""))
             return
-        target = replace(found, asked=alias.name, is_declared=True)
-        self._names[alias.name] = target
+        target = self._names[alias.name] = _renamed(found, alias)
         if not alias.hidden:
             shown = next((m for m in self._listed if m.id == target.model_id), None)
             self._listed.append(
@@ -151,6 +126,7 @@ class Directory:
         if engine not in self._engines:
             return
         self._said[engine] = tuple(ids)
+        self._resolved.clear()
         self._discovered = found = {}
         for name, settings in self._engines.items():  # in this order: the first engine that has a name serves it
             if not _is_discovered(settings):
@@ -158,9 +134,20 @@ class Directory:
             for model_id in self._said.get(name, ()):
                 if model_id not in self._names and model_id not in found:
                     found[model_id] = self._undeclared(settings, model_id, asked=model_id)
+        labels = {target.label: target for target in found.values()} if self._late else {}
         for alias, end in self._late:
-            if (target := found.get(end) or found.get(_respelt(end))) is not None:
-                found[alias.name] = replace(target, asked=alias.name, is_declared=True)
+            if (target := found.get(end) or found.get(_respelt(end)) or labels.get(end)) is not None:
+                found[alias.name] = _renamed(target, alias)
+
+    def collisions(self) -> dict[tuple[str, str], list[str]]:
+        """Discovered models that two engines have: (who serves them, who also has them) → the ids."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for name, settings in self._engines.items():
+            for model_id in self._said.get(name, ()) if _is_discovered(settings) else ():
+                owner = self._discovered.get(model_id)
+                if owner is not None and owner.engine != name:
+                    found.setdefault((owner.engine, name), []).append(model_id)
+        return found
 
     def said_by(self, engine: str) -> tuple[str, ...]:
         """The models that an engine says it has."""
@@ -174,7 +161,7 @@ class Directory:
         """`engine/model` with a model that is not declared, at an engine that may have such."""
         engine_name, _, model = name.partition("/")
         engine = self._engines.get(engine_name)
-        if engine is None or not model or engine.type not in LIVE_TYPES:
+        if engine is None or not model or not (engine.type in LIVE_TYPES or self._said.get(engine_name)):
             return None
         return self._undeclared(engine, model, asked=name)
 
@@ -183,10 +170,10 @@ class Directory:
         direct = self._direct(name)
         return direct.engine if direct is not None and self._engines[direct.engine].type != "remote" else None
 
-    def resolve(self, name: str | None, may_name: MayName, resident: Callable[[], SlotId | None]) -> Target:
-        """The target of a name; of no name: `default_model`, else what is resident.
+    def route(self, name: str | None, may_name: MayName, resident: Callable[[], SlotId | None]) -> Route:
+        """What a name leads to; no name: `default_model`, else what is resident.
 
-        Raises UnknownModel (also for names the key may not use), NotBuilt for chains, BadRequest without a model.
+        Raises UnknownModel (also for names the key may not use), and BadRequest without a model.
         """
         if name is None:
             name = self._default or self._name_of(resident())
@@ -195,29 +182,115 @@ class Directory:
                     "the request names no model: give it a 'model' (GET /v1/models lists them), "
                     "or set default_model in the router's configuration"
                 )
-        target = self._names.get(name) or self._other_spelling(name) or self._live(name)
-        # An alias glob is named by its pattern, and by every name that matches it; a discovered model in two ways.
-        if target is not None and (
-            may_name(target.asked)
-            or (target.is_glob and may_name(name))
-            or (not target.is_declared and may_name(target.label))
-        ):
-            return target
-        if name in self._chains and may_name(name):
-            raise NotBuilt(f"alias {name!r} is a chain, which this version does not serve; name one of its models")
-        raise UnknownModel(name, [m.id for m in self._listed if may_name(m.id)])
+        found = self._names.get(name) or self._by_alias(name) or self._live(name)
+        if found is not None and (may_name(found.asked) or _is_permitted(found, name, may_name)):
+            return found
+        raise UnknownModel(name, self._suggestions(may_name))
 
-    def _other_spelling(self, name: str) -> Target | None:
-        """Ollama's `:latest` and a missing tag are one name; then the alias globs."""
-        if (target := self._names.get(_respelt(name))) is not None:
+    def resolve(self, name: str | None, may_name: MayName, resident: Callable[[], SlotId | None]) -> Target:
+        """As `route`; of a chain, its first target."""
+        found = self.route(name, may_name, resident)
+        if isinstance(found, Target):
+            return found
+        if not found.targets:
+            raise UnknownModel(found.unknown[0] if found.unknown else found.asked, self._suggestions(may_name))
+        return found.targets[0]
+
+    def _suggestions(self, may_name: MayName) -> list[str]:
+        shown = [*(m.id for m in self._listed), *(a.name for a in self._chains.values() if not a.hidden)]
+        return [name for name in shown if may_name(name)]
+
+    def _by_alias(self, name: str) -> Route | None:
+        """A chain; another spelling (Ollama's `:latest` and a missing tag are one name); then the alias globs."""
+        if (alias := self._chains.get(name)) is not None:
+            return self._chain(alias)
+        other = _respelt(name)
+        if (target := self._names.get(other)) is not None:
             return target
+        if (alias := self._chains.get(other)) is not None:
+            return self._chain(alias)
         for pattern, alias in self._globs:
             if fnmatchcase(name, pattern):
-                meant = alias.target or ""
-                found = self._names.get(meant) or self._discovered.get(meant) or self._direct(meant)
-                if found is not None:
-                    return replace(found, asked=alias.name, is_glob=True, is_declared=True)
+                if alias.chain:
+                    return self._chain(alias, is_glob=True)
+                if (found := self._known(alias.target or "")) is not None:
+                    return _renamed(found, alias, is_glob=True)
         return None
+
+    def _known(self, name: str) -> Target | None:
+        """A target that the configuration names, itself no chain."""
+        return self._names.get(name) or self._discovered.get(name) or self._direct(name)
+
+    # --- chains
+
+    def _chain_of(self, entry: str) -> Alias | None:
+        """The chain that an entry of another one means."""
+        if entry in self._names:
+            return None
+        if (alias := self._chains.get(entry)) is not None:
+            return alias
+        glob = self._glob_of(entry)
+        return glob if glob is not None and glob.chain else None
+
+    def _glob_of(self, name: str) -> Alias | None:
+        return next((alias for pattern, alias in self._globs if fnmatchcase(name, pattern)), None)
+
+    def _chain(self, alias: Alias, *, is_glob: bool = False) -> Chain:
+        """Worked out once, and again when engines say that they have other models."""
+        if (known := self._resolved.get(alias.name)) is not None:
+            return known
+        targets: dict[str, Target] = {}
+        unknown: list[str] = []
+        for entry, stays_local in flatten(alias, self._chain_of):
+            found = self._entry(entry)
+            if found is None:
+                unknown.append(entry)
+                continue
+            stays_local = stays_local or found.stays_local
+            if (before := targets.get(found.label)) is not None:
+                # What two ways lead to may leave the machine if one of them lets it.
+                stays_local = stays_local and before.stays_local
+            target = _renamed(found, alias, is_glob=is_glob)
+            targets[found.label] = replace(target, stays_local=stays_local)
+        chain = self._resolved[alias.name] = Chain(alias, tuple(targets.values()), tuple(unknown), is_glob)
+        return chain
+
+    def _entry(self, entry: str) -> Target | None:
+        """The target of an entry: a model, a rename, `engine/model`, an engine."""
+        if (found := self._names.get(entry) or self._names.get(_respelt(entry))) is not None:
+            return found
+        if (glob := self._glob_of(entry)) is not None and (found := self._known(glob.target or "")) is not None:
+            return _renamed(found, glob)
+        found = self._known(entry) or self._discovered.get(_respelt(entry))
+        # An engine by its name alone: the first of its models.
+        return found or next((t for t in self._models.values() if t.engine == entry), None)
+
+    def aliases(self, may_name: MayName) -> list[tuple[Alias, tuple[Target, ...]]]:
+        """The aliases that a key may use, hidden ones and globs too, with what they lead to now."""
+        return [(alias, self._targets_of(alias)) for alias in self._aliases if may_name(alias.name)]
+
+    def _targets_of(self, alias: Alias) -> tuple[Target, ...]:
+        if alias.chain:
+            return self._chain(alias).targets
+        found = self._names.get(alias.name) or self._discovered.get(alias.name) or self._known(alias.target or "")
+        return (_renamed(found, alias),) if found is not None else ()
+
+    def _listed_chain(self, chain: Chain) -> Listed | None:
+        """A chain promises what its weakest target can."""
+        if not chain.targets:
+            return None
+        first, shown = chain.targets[0], {m.id: m for m in self._listed}
+        known = (shown.get(t.model_id) for t in chain.targets)
+        lengths = [m.context_length for m in known if m is not None and m.context_length is not None]
+        return Listed(
+            chain.asked,
+            first.engine,
+            first.slot,
+            chain.asked,
+            chain.alias.description,
+            min(lengths, default=None),
+            targets=chain.targets,
+        )
 
     def _live(self, name: str) -> Target | None:
         """A model that an engine says it has, by its own name or as `engine/model`."""
@@ -240,14 +313,19 @@ class Directory:
         return next((m.id for m in self._listed if m.slot == slot), None) if slot is not None else None
 
     def find(self, name: str, may_name: MayName) -> Listed:
-        """One entry of the catalogue, under any name that `resolve` accepts; raises what it raises."""
-        target = self.resolve(name, may_name, lambda: None)
+        """One entry of the catalogue, under any name that `route` accepts; raises what it raises."""
+        found = self.route(name, may_name, lambda: None)
+        if isinstance(found, Chain):
+            listed = self._listed_chain(found)
+            if listed is None:
+                raise UnknownModel(name, self._suggestions(may_name))
+            return replace(listed, id=name, display_name=name)
         entries = {m.id: m for m in self._all()}
         exact = entries.get(name)
         if exact is not None:
             return exact
-        entry = entries.get(target.model_id) or Listed(target.model_id, target.engine, target.slot, target.model_id)
-        return replace(entry, id=name, display_name=name, alias_of=target.model_id)
+        entry = entries.get(found.model_id) or Listed(found.model_id, found.engine, found.slot, found.model_id)
+        return replace(entry, id=name, display_name=name, alias_of=found.model_id)
 
     def may_use(self, slot: SlotId, may_name: MayName) -> bool:
         """Whether some name leads to this slot that the key may use."""
@@ -255,13 +333,17 @@ class Directory:
         if any(t.slot == slot and (may_name(t.asked) or (not t.is_declared and may_name(t.label))) for t in named):
             return True
         globs = ((alias.name, self._names.get(alias.target or "")) for _, alias in self._globs)
-        return any(target is not None and target.slot == slot and may_name(name) for name, target in globs)
+        if any(target is not None and target.slot == slot and may_name(name) for name, target in globs):
+            return True
+        chains = (*self._chains.values(), *(alias for _, alias in self._globs if alias.chain))
+        return any(t.slot == slot for alias in chains if may_name(alias.name) for t in self._chain(alias).targets)
 
     def listed(self, may_name: MayName) -> list[Listed]:
         return [m for m in self._all() if may_name(m.id)]
 
     def models_of(self, slot: SlotId, may_name: MayName) -> list[str]:
-        return [m.id for m in self._all() if m.slot == slot and m.alias_of is None and may_name(m.id)]
+        mine = (m for m in self._all() if m.slot == slot and m.alias_of is None and not m.targets)
+        return [m.id for m in mine if may_name(m.id)]
 
     def _all(self) -> Iterable[Listed]:
         yield from self._listed
@@ -270,6 +352,9 @@ class Directory:
             if name not in hidden:
                 alias_of = target.model_id if target.is_declared else None
                 yield Listed(name, target.engine, target.slot, name, alias_of=alias_of)
+        for chain in (self._chain(alias) for alias in self._chains.values() if not alias.hidden):
+            if (listed := self._listed_chain(chain)) is not None:
+                yield listed
 
 
 def _respelt(name: str) -> str:
@@ -277,31 +362,27 @@ def _respelt(name: str) -> str:
     return name.removesuffix(LATEST) if name.endswith(LATEST) else name + LATEST
 
 
+def _renamed(target: Target, alias: Alias, *, is_glob: bool = False) -> Target:
+    """The target under the name of an alias, which the configuration has: it is declared."""
+    return replace(
+        target,
+        asked=alias.name,
+        is_glob=is_glob,
+        is_declared=True,
+        first_byte_timeout_s=alias.first_byte_timeout_s or target.first_byte_timeout_s,
+        stays_local=alias.local_only or target.stays_local,
+    )
+
+
+def _is_permitted(found: Route, name: str, may_name: MayName) -> bool:
+    """Whether a key that may not use the canonical name may use this one.
+
+    An alias glob is named by its pattern, and by every name that matches it; a discovered model in two ways.
+    """
+    if found.is_glob and may_name(name):
+        return True
+    return isinstance(found, Target) and not found.is_declared and may_name(found.label)
+
+
 def _is_discovered(engine: EngineSettings) -> bool:
     return engine.type == "ollama" or engine.discover_models
-
-
-def models_of(config: Config) -> Iterable[Model]:
-    """Declared models, then the ids engines are known to serve; an engine without any serves its own name.
-
-    Not so an Ollama daemon: it says itself what it has.
-    """
-    engines = {name: e for name, e in config.engines.items() if e.enabled}
-    declared = [m for m in config.models if m.engine in engines]
-    yield from declared
-    known = {m.id for m in declared}
-    named = {slot_of(engines[m.engine], m.upstream_id or m.id, m.id) for m in declared}
-    for engine in engines.values():
-        if profiles := _profiles_of(engine):
-            for profile in profiles.values():
-                if SlotId(engine.name, profile.id) not in named and profile.id not in known:
-                    yield Model(id=profile.id, engine=engine.name, display_name=profile.name or profile.id)
-                    known.add(profile.id)
-            continue
-        more = [i for i in engine.served_models if i not in known]
-        yield from (Model(id=i, engine=engine.name) for i in more)
-        known.update(more)
-        has_models = any(m.engine == engine.name for m in declared) or bool(engine.served_models)
-        if not has_models and engine.name not in known and engine.type != "ollama":
-            yield Model(id=engine.name, engine=engine.name)
-            known.add(engine.name)

@@ -52,6 +52,8 @@ log = logging.getLogger(__name__)
 
 # A slot that dies this soon after it was ready has not proved that it can serve.
 PROVED_AFTER_S = 60.0
+# How long a chain's wish for a target that it went past stands.
+WISH_S = 300.0
 _IN_USE = frozenset({Phase.STARTING, Phase.READY, Phase.DRAINING})
 
 
@@ -293,7 +295,13 @@ class Coordinator:
         if self._is_closing and not any(s.leases for s in self._slots.values()):
             self._released_all.set()
         # The hot path: nobody waits, nothing moves, no timer is due that is not set.
-        if self._queued or lane.swap is not None or slot.is_unload_wanted or slot.spec.idle_unload_s is not None:
+        if (
+            self._queued
+            or lane.swap is not None
+            or slot.is_unload_wanted
+            or slot.spec.idle_unload_s is not None
+            or lane.wished_until > now
+        ):
             self._dispatch(lane)
 
     # --- what engines and operators say
@@ -337,12 +345,22 @@ class Coordinator:
     def unload(self, slot_id: SlotId) -> bool:
         """Free a slot when its last lease ends; False where nothing of it is in memory. Never swaps."""
         slot = self._slots[slot_id]
+        slot.wished_until = 0.0
         if slot.phase is Phase.COLD:
             return False
         slot.is_unload_wanted = True
         slot.wish = ""
         self._dispatch(self._lane_of[slot_id])
         return True
+
+    def wish(self, slot_id: SlotId, *, within_s: float = WISH_S) -> None:
+        """Start a slot for nobody in particular, if within a time that costs nobody anything: no gate closes for it."""
+        slot, lane = self._slots[slot_id], self._lane_of[slot_id]
+        if slot.phase in (Phase.STARTING, Phase.READY) or self._is_closing:
+            return
+        slot.wished_until = self._now() + within_s
+        lane.wished_until = max(lane.wished_until, slot.wished_until)
+        self._dispatch(lane)
 
     def hold(
         self, owner: str, *, mode: HoldMode = "refuse", expires_s: float | None = None, drain: HoldDrain | None = None
@@ -433,6 +451,22 @@ class Coordinator:
 
     def eta_s(self, slot_id: SlotId) -> float:
         return eta.until_ready_s(self._slots[slot_id], self._lane_of[slot_id], self._rules, self._now())
+
+    def would_evict(self, slot_id: SlotId) -> list[SlotId]:
+        """What a swap to this slot would free now. Raises Pinned. Changes nothing."""
+        slot, lane = self._slots[slot_id], self._lane_of[slot_id]
+        try:
+            return [other.id for other in policy.in_the_way(slot, lane, self._rules)]
+        except CannotFit as blocked:
+            raise words.pinned(slot, blocked.pinned) from blocked
+
+    def known_eta_s(self, slot_id: SlotId) -> float | None:
+        """Seconds until a slot may be expected to serve; None where nothing was measured yet."""
+        return self.eta_s(slot_id) if eta.is_known(self._slots[slot_id], self._lane_of[slot_id]) else None
+
+    def disturbs(self, slot_id: SlotId, *, within_s: float) -> bool:
+        """Whether a start now would make others wait, or evict what has served within so many seconds."""
+        return policy.disturbs(self._slots[slot_id], self._lane_of[slot_id], self._rules, self._now(), within_s)
 
     def progress(self, slot_id: SlotId) -> str:
         """What a waiter for the slot is waiting for, in a few words: `swap starting llama 12s`."""
@@ -583,6 +617,7 @@ class Coordinator:
         if swap.plan.target is not None:
             slot = lane.slots[swap.plan.target]
             slot.wish = ""
+            slot.wished_until = 0.0
             if error is not None:
                 self._reject(slot, error)
         elif swap.plan.reason == policy.HOLD and error is not None:
@@ -627,6 +662,7 @@ class Coordinator:
             slot.ready_at = slot.active_at = now
             slot.answered = 0
             slot.wish = ""
+            slot.wished_until = 0.0
         if after is Phase.READY and slot.early_crash is not None:
             asyncio.get_running_loop().call_soon(self.crashed, slot.id, slot.early_crash)
         if event in (Event.START, Event.READY, Event.ADOPT):

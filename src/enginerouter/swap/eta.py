@@ -12,6 +12,13 @@ def start_seconds(slot: Slot) -> float:
     return slot.learned.start_s if slot.learned.start_s is not None else UNKNOWN_START_S
 
 
+def is_known(slot: Slot, lane: Lane) -> bool:
+    """Whether `until_ready_s` rests on what was measured."""
+    swap = lane.swap
+    ahead = lane.slots[swap.plan.target] if swap is not None and swap.plan.target is not None else slot
+    return slot.phase is Phase.READY or all(s.learned.start_s is not None for s in (slot, ahead))
+
+
 def until_ready_s(slot: Slot, lane: Lane, rules: Rules, now: float) -> float:
     """Seconds until `slot` may be expected to serve: 0 if it does, else what is left of the swap ahead and its own."""
     if slot.phase is Phase.READY:

@@ -195,7 +195,8 @@ class Slot:
     `active_at` is the last grant or release; `keep_until` an operator's hold; `answered` counts finished answers
     since ready; `before_start_bytes` the availability read just before its start; `drop_bytes` how much that fell
     until ready; `before_end_bytes` the last reading before it died or was stopped; `missing_bytes` what a settle
-    waits for; `wish` has it started once it fits beside what is there; `wait_clock` runs while somebody waits for this
+    waits for; `wish` has it started once it fits beside what is there; until `wished_until` it also starts in place of
+    what is idle, because a chain had to go past it; `wait_clock` runs while somebody waits for this
     slot and what is in its way is ready to serve.
     """
 
@@ -210,6 +211,7 @@ class Slot:
     keep_until: float = 0.0
     answered: int = 0
     wish: Wish = ""
+    wished_until: float = 0.0
     is_unload_wanted: bool = False
     before_start_bytes: int | None = None
     drop_bytes: int | None = None
@@ -322,7 +324,7 @@ class Lane:
 
     Every slot without memory of its own is alone in a lane: it starts at once, even during a swap elsewhere.
     `is_shared`: the lane of all that hold memory. `hold`: for whom its memory is kept free. `owed_until`: till then
-    memory may still come back for which a settle did not wait to the end.
+    memory may still come back for which a settle did not wait to the end. `wished_until`: the last of its slots'.
     """
 
     slots: dict[SlotId, Slot]
@@ -330,6 +332,7 @@ class Lane:
     swap: Swap | None = None
     hold: Hold | None = None
     owed_until: float = 0.0
+    wished_until: float = 0.0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def residents(self) -> list[Slot]:

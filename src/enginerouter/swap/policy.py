@@ -20,6 +20,8 @@ from enginerouter.swap.phases import NOTHING_TO_DRAIN, ON_ITS_WAY_OUT, Phase
 
 # The reason of a plan that frees all memory for a hold.
 HOLD = "hold"
+# The reason of a plan for a target that a chain had to go past.
+WISH = "wish"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +110,10 @@ def next_step(lane: Lane, rules: Rules, now: float) -> Begin | Refuse | Wait:
             break
     if unload := _next_unload(lane, rules, now, wakes):
         return Begin(unload)
-    if not lane.waiting() and (wanted := _next_wanted(lane.slots.values(), lane, rules, now, wakes)):
-        return Begin(wanted)
+    if not lane.waiting():
+        wanted = _next_wanted(lane.slots.values(), lane, rules, now, wakes) or _next_wished(lane, rules, now, wakes)
+        if wanted is not None:
+            return Begin(wanted)
     return Wait(min(wakes, default=None))
 
 
@@ -166,6 +170,58 @@ def _next_wanted(slots: Iterable[Slot], lane: Lane, rules: Rules, now: float, wa
             elif not _is_blocked(slot, lane, rules):
                 return Plan(slot.id, (), slot.wish)
     return None
+
+
+def _next_wished(lane: Lane, rules: Rules, now: float, wakes: list[float]) -> Plan | None:
+    """A slot that a chain went past: begun in place of what has been idle beyond the linger, and of nothing else."""
+    if lane.wished_until <= now:
+        return None
+    for slot in sorted(lane.slots.values(), key=lambda s: s.wished_until):
+        if slot.wished_until <= now or slot.phase is not Phase.COLD:
+            continue
+        try:
+            victims = in_the_way(slot, lane, rules)
+        except CannotFit:
+            continue
+        free_at = [idle_from(victim, rules, now) for victim in victims]
+        if None in free_at:
+            continue  # somebody uses it; its release asks again
+        at = max([slot.circuit.open_until, *(t for t in free_at if t is not None)])
+        if at <= now:
+            return Plan(slot.id, tuple(v.id for v in victims), WISH)
+        if at < slot.wished_until:
+            wakes.append(at)
+    return None
+
+
+def idle_from(victim: Slot, rules: Rules, now: float) -> float | None:
+    """From when on a slot may leave for one that is only wished for; None while it has work or is on its way."""
+    if victim.phase in NOTHING_TO_DRAIN:
+        return now
+    if victim.phase is not Phase.READY or victim.has_work:
+        return None
+    return max(victim.active_at + rules.linger_s, victim.keep_until)
+
+
+def may_start_for_wish(slot: Slot, victims: list[Slot], lane: Lane, rules: Rules, now: float) -> bool:
+    """Whether the start of a slot that is only wished for may go on: nobody came meanwhile."""
+    if slot.wished_until <= now or any(s is not slot for s in lane.waiting()):
+        return False
+    times = [idle_from(victim, rules, now) for victim in victims]
+    return all(t is not None and t <= now for t in times)
+
+
+def disturbs(slot: Slot, lane: Lane, rules: Rules, now: float, within_s: float) -> bool:
+    """Whether a start of `slot` now would be at the cost of others: of their wait, or of what served within a time."""
+    if slot.phase in (Phase.READY, Phase.STARTING) or (lane.swap is not None and lane.swap.plan.target == slot.id):
+        return False
+    if lane.swap is not None or any(s is not slot for s in lane.waiting()):
+        return True
+    try:
+        victims = in_the_way(slot, lane, rules)
+    except CannotFit:
+        return True
+    return any(v.phase is Phase.READY and (v.has_work or v.active_at + within_s > now) for v in victims)
 
 
 def _is_blocked(slot: Slot, lane: Lane, rules: Rules) -> bool:

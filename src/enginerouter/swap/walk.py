@@ -130,7 +130,8 @@ class Walk:
             if any(v.has_work and v.phase is Phase.READY for v in victims):
                 raise CalledOff
             return victims
-        if not target.queue and not target.is_wanted:
+        is_wished = self._swap.plan.reason == policy.WISH
+        if not target.queue and not target.is_wanted and not is_wished:
             raise CalledOff
         try:
             victims = policy.in_the_way(target, self._lane, rules)
@@ -138,7 +139,9 @@ class Walk:
             raise CalledOff from None
         if target.queue and policy.begin_at(target, victims, rules, now) > now:
             raise CalledOff
-        if not target.queue and victims:
+        if not target.queue and is_wished and not policy.may_start_for_wish(target, victims, self._lane, rules, now):
+            raise CalledOff
+        if not target.queue and victims and not is_wished:
             raise CalledOff
         return victims
 
@@ -189,6 +192,10 @@ class Walk:
         reason = self._swap.plan.reason
         if self._target is not None and not self._target.queue and reason == "request":
             self._reopen(victims, "nobody waits any more")
+            raise CalledOff("called_off")
+        is_for_nobody = self._target is not None and not self._target.queue
+        if is_for_nobody and reason == policy.WISH and any(v.queue for v in victims):
+            self._reopen(victims, "wanted again")
             raise CalledOff("called_off")
         if self._is_for_hold and self._lane.hold is None:
             self._reopen(victims, "the hold has ended")

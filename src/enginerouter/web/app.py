@@ -9,9 +9,10 @@ import asyncio
 import errno
 import logging
 import os
+import secrets
 import socket
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from aiohttp import web
@@ -27,11 +28,14 @@ from enginerouter.engines.ollama import OllamaEngine
 from enginerouter.engines.ports import Holder, holder_of
 from enginerouter.engines.registry import build_engines, end_launches_of_removed_engines
 from enginerouter.engines.remote import RemoteEngine
+from enginerouter.engines.served import ProcessModels, is_process
 from enginerouter.errors import AlreadyRunning, CannotListen, ConfigError, Problem
 from enginerouter.metrics import Registry
 from enginerouter.proxy.downstream import KeepAlive, Mode
 from enginerouter.proxy.upstream import Upstream
+from enginerouter.routing import walk
 from enginerouter.routing.directory import Directory, models_of
+from enginerouter.routing.health import Health
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
 from enginerouter.swap.coordinator import Coordinator
@@ -39,13 +43,20 @@ from enginerouter.swap.memory import ChosenSource
 from enginerouter.swap.phases import Phase
 from enginerouter.swap.pick import Picked
 from enginerouter.tasks import TaskGroup
+from enginerouter.web.answers import KeptAnswers, open_cache
 from enginerouter.web.body import BufferBudget
 from enginerouter.web.catalog import Catalog
 from enginerouter.web.control import Control
+from enginerouter.web.discovered import Discovered, Discovering
 from enginerouter.web.edge import Edge, edge_rules
+from enginerouter.web.exchange import Surroundings
+from enginerouter.web.explain import Explain
+from enginerouter.web.health import HealthView
 from enginerouter.web.inference import Inference
 from enginerouter.web.listener import GuardedServer, listen
 from enginerouter.web.naming import Naming
+from enginerouter.web.params import ModelParams
+from enginerouter.web.prober import BackgroundProber
 from enginerouter.web.responses import ResponseOwners
 from enginerouter.web.routes import Access, Route, RouteHandler, Routes
 from enginerouter.web.slots_of import LEARNED, learned_section, read_learned, rules_of, slot_specs, undeclared_spec
@@ -94,6 +105,9 @@ class Router:
         self.memory: ChosenSource = memory if memory is not None else Picked(config.memory_source)
         self.telemetry = Telemetry(self.registry)
         self.state = StateFile(config.base_dir / config.state_file)
+        # Which router this is among others. Of this process alone: two boxes may keep their state in the same place.
+        self.instance = secrets.token_hex(8)
+        self.health = Health(config.health)
         self._tasks = TaskGroup()
         self._slot_directory = SlotDirectory(self.state.router_id)
         self.engines = (
@@ -119,10 +133,15 @@ class Router:
             spec_of=lambda slot: undeclared_spec(config, slot),
         )
         self._naming = Naming(Directory(config), self.coordinator, config.engines)
-        self._discovery = Discovery(self._sources(), self._naming.listed_by)
-        self._naming.attach(self._discovery)
+        self._prober = BackgroundProber(config.health, config.engines, self.engines, self.coordinator, self.health)
         self._addresses: dict[SlotId, str] = {}
+        sources = self._sources()
+        self._discovered = Discovered(config, self.state, self._naming)
+        self._discovered.recall({name: source for name, (source, _) in sources.items()})
+        self._discovery = Discovery(sources, self._discovered.listed)
+        self._naming.attach(self._discovery)
         self._upstreams: dict[str, Upstream] = {}
+        self.cache = open_cache(config.cache, self._tasks)
         self._runner: web.ServerRunner | None = None
         self._taking_over: asyncio.Task[None] | None = None
         self.port = 0
@@ -137,7 +156,10 @@ class Router:
         self._upstreams = {name: self._upstream(self.config.engines[name]) for name in self.engines}
         self.telemetry.watch(self.coordinator)
         self.telemetry.watch_memory(self.memory)
+        if self.cache is not None:
+            self.telemetry.watch_cache(self.cache)
         self.telemetry.listeners.append(self._slot_moved)
+        self.telemetry.listeners.append(self._prober.slot_moved)
         budget = BufferBudget(self.config.max_buffered_mib * MIB)
         edge = Edge(edge_rules(self.config, Routes(self._routes())), budget)
         server = GuardedServer(edge.handle)
@@ -156,6 +178,7 @@ class Router:
         self._discovery.begin()
         await end_launches_of_removed_engines(self.state, self.engines)
         await self._take_over()
+        self._prober.begin()
 
     async def _take_over(self) -> None:
         """Whoever hangs, or is still loading, holds up its own lane and not the router's being there."""
@@ -198,10 +221,13 @@ class Router:
         if self._runner is not None:
             await self._stop_listening(self._runner)
         await self._discovery.close()
+        await self._prober.close()
         await self.coordinator.close(keeps_engines=self.config.on_exit == "keep")
         for upstream in self._upstreams.values():
             await upstream.close()
         await self._tasks.close()
+        if self.cache is not None:
+            await self.cache.close()
         for engine in self.engines.values():
             await engine.close()
         await self.memory.close()
@@ -218,12 +244,26 @@ class Router:
     # --- parts
 
     def _sources(self) -> dict[str, tuple[ListsModels, float]]:
-        """The engines whose word on their models counts."""
-        return {
-            name: (engine, self.config.engines[name].tags_cache_ttl_s)
-            for name, engine in self.engines.items()
-            if isinstance(engine, ApiSwapEngine | OllamaEngine | RemoteEngine) and is_askable(self.config.engines[name])
-        }
+        """The engines whose word on their models counts, with how long it does."""
+        sources: dict[str, tuple[ListsModels, float]] = {}
+        for name, engine in self.engines.items():
+            settings = self.config.engines[name]
+            if not is_askable(settings, is_enabled=self.config.discover.enabled):
+                continue
+            if isinstance(engine, ApiSwapEngine | OllamaEngine | RemoteEngine):
+                sources[name] = engine, settings.tags_cache_ttl_s
+            elif is_process(settings):
+                sources[name] = ProcessModels(settings, self._ready_address(name)), settings.tags_cache_ttl_s
+        return sources
+
+    def _ready_address(self, engine: str) -> Callable[[], str | None]:
+        """Where an engine may be asked, while it may."""
+
+        def address() -> str | None:
+            slot = self.coordinator.slots.get(SlotId(engine))
+            return self._addresses.get(SlotId(engine)) if slot is not None and slot.phase is Phase.READY else None
+
+        return address
 
     def _upstream(self, settings: EngineSettings) -> Upstream:
         headers = dict(settings.headers)
@@ -234,11 +274,14 @@ class Router:
             headers=headers,
             connect_timeout_s=self.config.upstream_connect_timeout_s,
             tasks=self._tasks,
+            is_server=settings.type in ("remote", "ollama", "api_swap"),
         )
 
     def _slot_moved(self, slot: SlotId, phase: Phase) -> None:
         if phase is Phase.READY:
             self._addresses[slot] = self.engines[slot.engine].address(slot)
+            if is_process(self.config.engines[slot.engine]):
+                self._discovery.ask(slot.engine)  # now it can tell by itself
             self._note_learned()
         elif phase in (Phase.FREEING, Phase.CRASHED):
             # Before the stop signal: llama-server keeps its memory while somebody is connected.
@@ -254,19 +297,39 @@ class Router:
     def _routes(self) -> Iterable[Route]:
         config = self.config
         naming = self._naming
-        inference = Inference(
-            naming,
+        params = ModelParams(config)
+        around = Surroundings(
+            self.instance,
             self.coordinator,
+            naming,
+            self.health,
+            walk.CoolDowns(config.health.rate_limit_cooldown_s, config.health.credit_cooldown_s),
             self._upstreams,
             self._addresses,
             _keepalive(config),
             self.telemetry,
             ResponseOwners(),
+            params,
+            KeptAnswers(self.cache, config, params),
             self._tasks,
         )
+        inference = Inference(naming, around)
         catalog = Catalog(naming, self.coordinator)
-        control = Control(naming, self.coordinator, self.telemetry, self.registry, self.memory, self._tasks)
+        discovering = Discovering(naming, self._discovery)
         page = StatusPage()
+        engines = {name: config.engines[name] for name in self.engines}
+        view = HealthView(engines, naming, self.coordinator, self.health, self._prober, self.registry)
+        control = Control(
+            naming,
+            self.coordinator,
+            self.telemetry,
+            self.registry,
+            self.memory,
+            self._tasks,
+            self.health,
+            view,
+            self.cache,
+        )
         watching = Watching(self.telemetry.hub, naming, control.snapshot, log_files(config))
         for path in INFERENCE_PATHS:
             yield Route("POST", path, inference.serve)
@@ -279,10 +342,12 @@ class Router:
             ("GET", "/v1", catalog.root, "key"),
             ("GET", "/v1/models", catalog.models, "key"),
             ("GET", "/v1/models/{id...}", catalog.model, "key"),
+            ("GET", "/v1/aliases", catalog.aliases, "key"),
             ("GET", "/", page.root, "open"),
             ("GET", "/page.css", page.style, "open"),
             ("GET", "/page.js", page.script, "open"),
             ("GET", "/health", control.health, "open"),
+            ("GET", "/v1/health", view.show, "key"),
             ("GET", "/metrics", control.metrics, metrics_access),
             ("GET", "/status", control.status, "key"),
             ("GET", "/events", watching.events, "key"),
@@ -290,6 +355,8 @@ class Router:
             ("POST", "/admin/swap", control.swap, "admin"),
             ("POST", "/admin/unload", control.unload, "admin"),
             ("POST", "/admin/reset", control.reset, "admin"),
+            ("POST", "/admin/discover", discovering.discover, "admin"),
+            ("POST", "/admin/explain", Explain(naming, params, self.coordinator, self.health).explain, "key"),
             ("GET", "/models/available", control.models_available, "key"),
             ("GET", "/models/status", control.models_status, "key"),
             ("POST", "/models/switch", control.models_switch, "admin"),

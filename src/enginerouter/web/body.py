@@ -64,7 +64,7 @@ class BufferBudget:
 class Body:
     """A request body: in `raw`, or, when large and multipart, in `file` (then `raw` is empty). `close()` frees it."""
 
-    __slots__ = ("_budget", "_charged", "content_type", "file", "raw", "size")
+    __slots__ = ("_budget", "_charged", "_copy", "content_type", "file", "raw", "size")
 
     def __init__(self, budget: BufferBudget, content_type: str) -> None:
         self.raw = b""
@@ -73,6 +73,13 @@ class Body:
         self.content_type = content_type
         self._budget = budget
         self._charged = 0
+        self._copy: IO[bytes] | None = None
+
+    def keep_copy(self, copy: IO[bytes]) -> None:
+        """Own a changed copy of `file`, in place of the one before."""
+        if self._copy is not None:
+            self._copy.close()
+        self._copy = copy
 
     def charge(self, size: int) -> None:
         self._budget.take(size)
@@ -89,6 +96,9 @@ class Body:
         if self.file is not None:
             self.file.close()
             self.file = None
+        if self._copy is not None:
+            self._copy.close()
+            self._copy = None
 
 
 async def read_body(request: EdgeRequest, *, limits: BodyLimits, budget: BufferBudget) -> Body:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import web
 
 from enginerouter import __version__
+from enginerouter.config.model import Alias
 from enginerouter.routing.directory import Listed
+from enginerouter.routing.target import Target
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.phases import Phase
 from enginerouter.web.edge import EdgeCall
 from enginerouter.web.naming import Naming
 
+CHAIN_SETTINGS = ("go_on_after_s", "first_byte_timeout_s", "on_mismatch", "mix_embeddings", "retry_unsafe")
 # Clients want a creation time; a constant one is as true as any.
 CREATED = 1767225600
 
@@ -23,7 +27,7 @@ def json_answer(value: object, status: int = 200) -> web.Response:
 
 
 class Catalog:
-    """GET /v1, /v1/models and /v1/models/{id}."""
+    """GET /v1, /v1/models, /v1/models/{id} and /v1/aliases."""
 
     def __init__(self, naming: Naming, coordinator: Coordinator) -> None:
         self._naming = naming
@@ -46,6 +50,11 @@ class Catalog:
     async def model(self, call: EdgeCall) -> web.StreamResponse:
         return json_answer(self._entry(await self._naming.find(call.params["id"], call.identity)))
 
+    async def aliases(self, call: EdgeCall) -> web.StreamResponse:
+        """Every alias, with the targets that it leads to in their order: one for a rename, several for a chain."""
+        found = await self._naming.aliases(call.identity)
+        return json_answer({"object": "list", "data": [_alias_entry(alias, targets) for alias, targets in found]})
+
     def _entry(self, model: Listed) -> dict[str, Any]:
         slot = self._coordinator.slots.get(model.slot)
         phase = slot.phase if slot is not None else Phase.COLD
@@ -63,4 +72,22 @@ class Catalog:
             entry["description"] = model.description
         if model.alias_of is not None:
             entry["alias_of"] = model.alias_of
+        if model.targets:
+            entry["owned_by"] = "enginerouter"
         return entry
+
+
+def _alias_entry(alias: Alias, targets: Sequence[Target]) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "id": alias.name,
+        "object": "alias",
+        "kind": "chain" if alias.chain else "rename",
+        "description": alias.description,
+        "local_only": alias.local_only,
+        "hidden": alias.hidden,
+        "targets": [{"target": t.label, "engine": t.engine, "model": t.model_id} for t in targets],
+    }
+    if alias.chain:
+        entry["chain"] = [t.label for t in targets]
+        entry |= {name: getattr(alias, name) for name in CHAIN_SETTINGS}
+    return entry

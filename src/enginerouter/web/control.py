@@ -16,8 +16,11 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 
 from enginerouter import __version__
+from enginerouter.cache.answers import AnswerCache
 from enginerouter.errors import BadRequest, NotFound, RouterError, printable
 from enginerouter.metrics import Registry
+from enginerouter.routing.health import Health
+from enginerouter.routing.target import Target
 from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.hold import Hold, HoldDrain, HoldMode
@@ -27,6 +30,7 @@ from enginerouter.swap.phases import Phase
 from enginerouter.tasks import TaskGroup
 from enginerouter.web.catalog import json_answer
 from enginerouter.web.edge import EdgeCall
+from enginerouter.web.health import HealthView
 from enginerouter.web.json_body import json_object
 from enginerouter.web.keys import Identity
 from enginerouter.web.naming import Naming
@@ -56,6 +60,9 @@ class Control:
         registry: Registry,
         memory: ChosenSource,
         tasks: TaskGroup,
+        health: Health,
+        view: HealthView,
+        cache: AnswerCache | None = None,
     ) -> None:
         self._naming = naming
         self._coordinator = coordinator
@@ -63,6 +70,9 @@ class Control:
         self._registry = registry
         self._memory = memory
         self._tasks = tasks
+        self._cache = cache
+        self._health = health
+        self._view = view
         self._began_at = time.monotonic()
 
     async def health(self, call: EdgeCall) -> web.StreamResponse:
@@ -91,7 +101,9 @@ class Control:
             "uptime_s": round(now - self._began_at, 1),
             "memory": _memory_status(self._memory),
             "hold": _hold_status(coordinator.current_hold, now),
+            "cache": _cache_status(self._cache),
             "queued": coordinator.queued,
+            "health": self._view.standings(identity),
             "swaps": [_swap_status(s, now, shown) for s in swaps if _is_shown(s, shown)],
             "slots": [self._slot_status(s, now, identity) for s in slots],
             "last_swaps": {
@@ -103,8 +115,7 @@ class Control:
 
     def _shown_to(self, identity: Identity) -> set[SlotId]:
         """The slots that this key may know of: those it may use; an admin key all."""
-        may_name = identity.may_name
-        return {s for s in self._coordinator.slots if identity.is_admin or self._naming.directory.may_use(s, may_name)}
+        return {s for s in self._coordinator.slots if identity.is_admin or self._naming.may_see(s, identity)}
 
     def _slot_status(self, slot: Slot, now: float, identity: Identity) -> dict[str, Any]:
         status: dict[str, Any] = {
@@ -156,11 +167,25 @@ class Control:
         return json_answer({"unloading": leaving})
 
     async def reset(self, call: EdgeCall) -> web.StreamResponse:
-        """Close the start circuit of the named slot, or of all."""
-        slots = await self._named_or_all(call)
+        """Close the start circuit and the health circuits of what is named, or of everything."""
+        asked = await _asked(call)
+        slots = await self._named(asked, call.identity) if asked else list(self._coordinator.slots)
+        if "model" in asked:
+            targets = await self._targets(asked["model"], asked.get("engine"), call.identity)
+            slots = list(dict.fromkeys(t.slot for t in targets))
+            closed = [key for t in targets for key in self._health.reset(t.engine, t.model_id)]
+        else:
+            closed = self._health.reset(asked.get("engine"))
         for slot in slots:
             self._coordinator.reset(slot)
-        return json_answer({"reset": [str(s) for s in slots]})
+        circuits = [engine if model is None else f"{engine}/{model}" for engine, model in closed]
+        return json_answer({"reset": [str(s) for s in slots], "circuits": circuits})
+
+    async def _targets(self, model: str, engine: str | None, identity: Identity) -> list[Target]:
+        """What a name leads to; of a chain all its targets, or those of one engine."""
+        route = await self._naming.route(model, identity)
+        targets = [route] if isinstance(route, Target) else route.targets
+        return [t for t in targets if engine in (None, t.engine) and not self._naming.is_fenced(t, identity)]
 
     # --- the routes of the sidecar that profiles come from
 
@@ -275,6 +300,13 @@ class Control:
             return (ready or slots)[0]
         names = ", ".join(str(s.model) for s in slots)
         raise BadRequest(f'engine {slots[0].engine!r} has several models: say {{"model": …}} with one of {names}')
+
+
+def _cache_status(cache: AnswerCache | None) -> dict[str, Any] | None:
+    if cache is None:
+        return None
+    counts = {"hits": cache.hits, "misses": cache.misses, "hit_bytes": cache.hit_bytes}
+    return {**dataclasses.asdict(cache.state()), **counts}
 
 
 def _owner(said: Any) -> str:

@@ -30,6 +30,7 @@ from enginerouter.dialects import openai
 from enginerouter.errors import (
     BadRequest,
     Forbidden,
+    LoopDetected,
     MethodNotAllowed,
     NotBuilt,
     RouterError,
@@ -37,6 +38,7 @@ from enginerouter.errors import (
     printable,
     retry_after,
 )
+from enginerouter.proxy.headers import INSTANCE
 from enginerouter.web.body import MIB, Body, BodyLimits, BufferBudget, expects_continue, read_body
 from enginerouter.web.keys import ANONYMOUS, Identity, Keyring, identify
 from enginerouter.web.origin import Origins, is_foreign_fetch
@@ -309,6 +311,8 @@ def error_headers(error: RouterError) -> CIMultiDict[str]:
         headers[hdrs.WWW_AUTHENTICATE] = "Bearer"
     elif isinstance(error, MethodNotAllowed):
         headers[hdrs.ALLOW] = error.allow
+    elif isinstance(error, LoopDetected):
+        headers[INSTANCE] = error.instance
     return headers
 
 

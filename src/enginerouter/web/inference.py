@@ -3,73 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
-from collections.abc import Mapping
 from types import TracebackType
 
-import aiohttp
-from aiohttp import ClientResponse, hdrs, web
-from multidict import CIMultiDict, istr
+from aiohttp import web
 
-from enginerouter.dialects.openai import engine_error_fields, error_fields, error_frame
-from enginerouter.errors import FirstByteTimeout, RouterError, UpstreamFailed, printable
-from enginerouter.proxy.downstream import Downstream, KeepAlive
-from enginerouter.proxy.headers import request_headers, response_headers
-from enginerouter.proxy.payload import for_one_try
-from enginerouter.proxy.upstream import ReusedConnectionFailed, Upstream
-from enginerouter.routing.directory import Target
+from enginerouter.errors import LoopDetected, RouterError
+from enginerouter.proxy.headers import VIA
+from enginerouter.routing import walk
+from enginerouter.routing.target import Chain, Route
 from enginerouter.slots import SlotId
-from enginerouter.swap.coordinator import Coordinator
-from enginerouter.swap.model import Lease
 from enginerouter.swap.phases import Phase
-from enginerouter.tasks import TaskGroup
 from enginerouter.web.ask import Ask, understand
 from enginerouter.web.edge import EdgeCall
+from enginerouter.web.exchange import Exchange, Surroundings
 from enginerouter.web.naming import Naming
-from enginerouter.web.responses import ResponseOwners
 from enginerouter.web.telemetry import CLIENT_LEFT, Record, Telemetry
-
-log = logging.getLogger(__name__)
-
-KEEPALIVE = istr("X-EngineRouter-Keepalive")
-RESOLVED = istr("X-EngineRouter-Resolved")
-ATTEMPTS = istr("X-EngineRouter-Attempts")
-QUEUE_MS = istr("X-EngineRouter-Queue-Ms")
-SWAP_MS = istr("X-EngineRouter-Swap-Ms")
-
-EVENT_STREAM = "text/event-stream"
-# Answers up to this size that say their length are passed on in one piece: one write instead of two.
-WHOLE_BYTES = 1 << 20
-# How long a broken connection is looked at for a dying process behind it, so that the error can say so.
-CRASH_NOTICE_S = 0.25
-# An answer without length or chunks ends when the connection does: so does a crash.
-UNFRAMED_NOTICE_S = 0.1
-ERROR_BYTES = 64 * 1024
+from enginerouter.web.walking import Walking
 
 
 class Inference:
-    """What the handlers share. `addresses` gives the URL that a ready slot answers at."""
+    """The handlers; what they share is in `around`."""
 
-    def __init__(
-        self,
-        naming: Naming,
-        coordinator: Coordinator,
-        upstreams: Mapping[str, Upstream],
-        addresses: Mapping[SlotId, str],
-        keepalive: KeepAlive,
-        telemetry: Telemetry,
-        owners: ResponseOwners,
-        tasks: TaskGroup,
-    ) -> None:
+    def __init__(self, naming: Naming, around: Surroundings) -> None:
         self._naming = naming
-        self._coordinator = coordinator
-        self._upstreams = upstreams
-        self._addresses = addresses
-        self._keepalive = keepalive
-        self._telemetry = telemetry
-        self._owners = owners
-        self._tasks = tasks
+        self._around = around
 
     async def serve(self, call: EdgeCall) -> web.StreamResponse:
         """Answer one POST with a model in its body. Errors before the commit become answers at the edge."""
@@ -77,37 +34,49 @@ class Inference:
             body = await call.read_body()
             ask = await understand(call.raw_path, body)
             record.asked = ask.model or ""
-            target = await self._target(call, ask)
-            record.name(target)
-            if ask.model != target.upstream_model:
-                await ask.rename(target.upstream_model)
-            return await _Exchange(self, call, ask, target, record).run()
+            if (via := call.request.headers.get(VIA)) is not None:
+                self._refuse_loop(via)
+            route = await self._route(call, ask)
+            if isinstance(route, Chain):
+                record.asked = route.asked
+                return await Walking(self._around, call, ask, route, record).run()
+            record.name(route)
+            if route.asked != route.model_id and route.is_declared:
+                self._around.telemetry.resolved(route)
+            return await Exchange(self._around, call, ask, route, record).run()
 
-    async def _target(self, call: EdgeCall, ask: Ask) -> Target:
+    def _refuse_loop(self, via: str) -> None:
+        own = self._around.instance
+        if (why := walk.loop_of(walk.instances(via), own)) is not None:
+            raise LoopDetected(why, instance=own)
+
+    async def _route(self, call: EdgeCall, ask: Ask) -> Route:
         before = ask.previous_response_id
-        if before is not None and (owned := self._owners.known(before, call.identity.name)) is not None:
+        if before is not None and (owned := self._around.owners.known(before, call.identity.name)) is not None:
             return owned
-        return await self._naming.target(ask.model, call.identity, self._resident)
+        return await self._naming.route(ask.model, call.identity, self._resident)
 
     def _resident(self) -> SlotId | None:
-        ready = [s for s in self._coordinator.slots.values() if s.phase is Phase.READY]
+        ready = [s for s in self._around.coordinator.slots.values() if s.phase is Phase.READY]
         return max(ready, key=lambda s: s.active_at).id if ready else None
 
     async def follow(self, call: EdgeCall) -> web.StreamResponse:
         """GET, DELETE or cancel of a stored response: goes to the engine that made it, and never swaps."""
         with self._recorded(call) as record:
-            target = self._owners.owner(call.params["id"], call.identity.name)
+            target = self._around.owners.owner(call.params["id"], call.identity.name)
             record.name(target)
             body = await call.read_body()
-            exchange = _Exchange(self, call, Ask(call.raw_path, body.raw, {}), target, record)
+            exchange = Exchange(
+                self._around, call, Ask(call.raw_path, body.raw, {"model": target.upstream_model}), target, record
+            )
             # No await between the lease and its use.
-            lease = self._coordinator.lease_beside(target.slot)
+            lease = self._around.coordinator.lease_beside(target.slot)
             if lease is None:
-                raise self._owners.not_resident(call.params["id"], target)
+                raise self._around.owners.not_resident(call.params["id"], target)
             return await exchange.run(lease)
 
     def _recorded(self, call: EdgeCall) -> _Recorded:
-        return _Recorded(Record("openai", call.request_id, call.received_at), self._telemetry)
+        return _Recorded(Record("openai", call.request_id, call.received_at), self._around.telemetry)
 
 
 class _Recorded:
@@ -130,252 +99,3 @@ class _Recorded:
         elif isinstance(error, asyncio.CancelledError | ConnectionError):
             self._record.status = CLIENT_LEFT
         self._telemetry.ended(self._record)
-
-
-class _Exchange:
-    """One request between its client and one engine."""
-
-    def __init__(self, shared: Inference, call: EdgeCall, ask: Ask, target: Target, record: Record) -> None:
-        self._coordinator = shared._coordinator
-        self._upstream = shared._upstreams[target.engine]
-        self._addresses = shared._addresses
-        self._telemetry = shared._telemetry
-        self._owners = shared._owners
-        self._call = call
-        self._ask = ask
-        self._target = target
-        self._record = record
-        self._clock: asyncio.Timeout | None = None
-        keepalive = shared._keepalive
-        mode = keepalive.mode(
-            is_stream=ask.wants_stream, may_pad=ask.answers_json, asked=call.request.headers.get(KEEPALIVE)
-        )
-        self._client = Downstream(call.request, keepalive, mode, self._progress, shared._tasks)
-
-    def _progress(self) -> str:
-        slot = self._target.slot
-        if self._coordinator.slots[slot].phase is Phase.READY:
-            return f"waiting for {self._target.label} {time.monotonic() - self._record.began_at:.0f}s"
-        return self._coordinator.progress(slot)
-
-    async def run(self, lease: Lease | None = None) -> web.StreamResponse:
-        """Answer the client; with a lease, at once, else when there is one."""
-        try:
-            if lease is None:
-                lease = self._coordinator.try_lease(self._target.slot) or await self._queue()
-            return await self._relay_with(lease)
-        except RouterError as error:
-            await self._client.pause()
-            if not self._client.is_committed:
-                raise
-            return await self._fail_in_band(error)
-        finally:
-            self._client.stop_beat()
-            self._record.keepalives = self._client.keepalives
-
-    async def _queue(self) -> Lease:
-        """Wait for a lease. Whatever ends the wait, the place in the queue is given back."""
-        self._client.wait_for_lease()
-        began_at = time.monotonic()
-        ticket = self._coordinator.enqueue(self._target.slot, priority=self._call.identity.priority)
-        try:
-            lease = await ticket.granted
-        except BaseException:
-            self._coordinator.leave(ticket)
-            raise
-        finally:
-            waited = self._record.queue_s = time.monotonic() - began_at
-        swap = self._telemetry.last_swap.get(self._target.slot)
-        if swap is not None and lease.slot.ready_at >= began_at:
-            self._record.swap_s = min(waited, swap.total_s)
-        return lease
-
-    async def _relay_with(self, lease: Lease) -> web.StreamResponse:
-        limit_s = self._target.first_byte_timeout_s
-        with lease:
-            if limit_s is None:
-                return await self._ask_engine(lease)
-            try:
-                async with asyncio.timeout(limit_s) as self._clock:
-                    return await self._ask_engine(lease)
-            except TimeoutError:
-                raise FirstByteTimeout(
-                    self._target.engine,
-                    f"{self._target.label} sent no byte of an answer within {limit_s:g} s (first_byte_timeout_s)",
-                ) from None
-
-    async def _ask_engine(self, lease: Lease) -> web.StreamResponse:
-        self._client.wait_for_engine()
-        answer = await self._open()
-        try:
-            self._record.status = answer.status
-            self._ask.release()
-            self._call.release_body()
-            if self._client.is_beating:
-                await self._client.pause()
-            if self._client.is_committed:
-                response = await self._relay_after_commit(answer, lease)
-            else:
-                response = await self._relay(answer, lease)
-            lease.has_answered = True
-            return response
-        except BaseException:
-            answer.close()
-            raise
-
-    def _first_byte(self) -> None:
-        self._record.first_byte_at = time.monotonic()
-        if self._clock is not None:
-            self._clock.reschedule(None)
-
-    async def _open(self) -> ClientResponse:
-        call, ask, upstream = self._call, self._ask, self._upstream
-        headers = request_headers(call.request.headers, upstream.headers)
-        path = f"{call.raw_path}?{call.raw_query}" if call.raw_query else call.raw_path
-        # Looked up now: an engine may answer elsewhere after every start.
-        address = self._addresses[self._target.slot]
-        try:
-            try:
-                return await upstream.open(call.request.method, address, path, headers, for_one_try(ask.body))
-            except ReusedConnectionFailed:
-                # Once, on a new connection, and only while the engine lives: a crash cuts the lease meanwhile.
-                await asyncio.sleep(0)
-                return await upstream.open(call.request.method, address, path, headers, for_one_try(ask.body))
-        except ReusedConnectionFailed as error:
-            raise await self._broken(error) from error
-        except UpstreamFailed:
-            await asyncio.sleep(CRASH_NOTICE_S)
-            raise
-
-    async def _broken(self, error: Exception) -> UpstreamFailed:
-        """What to raise for an answer that broke off. If its engine is dying, the lease is cut in this wait."""
-        await asyncio.sleep(CRASH_NOTICE_S)
-        return self._upstream.broken(error)
-
-    # --- the answer
-
-    def _headers(self, answer: ClientResponse) -> CIMultiDict[str]:
-        headers = response_headers(answer.headers)
-        record = self._record
-        headers[RESOLVED] = self._target.label
-        headers[ATTEMPTS] = "1"
-        headers[QUEUE_MS] = str(round(record.queue_s * 1000))
-        headers[SWAP_MS] = str(round(record.swap_s * 1000))
-        return headers
-
-    async def _relay(self, answer: ClientResponse, lease: Lease) -> web.StreamResponse:
-        """Nothing was sent yet: status, headers and body of the engine as they are."""
-        headers = self._headers(answer)
-        said = answer.headers.get(hdrs.CONTENT_LENGTH)
-        length = int(said) if said is not None and said.isdigit() else None
-        if length is not None and headers.get(hdrs.CONTENT_TYPE, "").startswith(EVENT_STREAM):
-            # Every event is passed on when it comes, and the last one may be ours.
-            length = None
-        if length is not None and length <= WHOLE_BYTES and self._clock is None:
-            body = await self._read(answer)
-            self._first_byte()
-            if answer.status >= 400:
-                self._log_refusal(answer, body)
-            elif self._ask.is_responses:
-                self._owners.note(body, self._target, self._call.identity.name)
-            return web.Response(status=answer.status, headers=headers, body=body)
-        await self._client.begin(answer.status, headers, length)
-        await self._pump(answer, lease)
-        return await self._client.finish()
-
-    def _log_refusal(self, answer: ClientResponse, body: bytes) -> None:
-        if log.isEnabledFor(logging.INFO):
-            said = printable(body[:500].decode("utf-8", "replace"), 500)
-            log.info("%s answered %d at %s: %s", self._target.engine, answer.status, answer.url, said)
-
-    async def _relay_after_commit(self, answer: ClientResponse, lease: Lease) -> web.StreamResponse:
-        """The status is out as 200: what the engine answers goes on in the form that was begun."""
-        client = self._client
-        kind = answer.content_type
-        if not client.is_event_stream:
-            return await self._relay_into_json(answer, lease)
-        if answer.status >= 400:
-            body = await self._read(answer, at_most=ERROR_BYTES)
-            self._log_refusal(answer, body)
-            return await self._end_stream(engine_error_fields(answer.status, body))
-        if kind != EVENT_STREAM or _is_packed(answer):
-            raise UpstreamFailed(
-                self._target.engine,
-                f"{self._target.engine} answered with {'packed ' * _is_packed(answer)}{kind} "
-                "where a stream was asked for",
-            )
-        await client.comment(f"served by {self._target.label}")
-        client.resume()
-        await self._pump(answer, lease)
-        return await client.finish()
-
-    async def _relay_into_json(self, answer: ClientResponse, lease: Lease) -> web.StreamResponse:
-        if answer.status >= 400 or answer.content_type != "application/json" or _is_packed(answer):
-            raise UpstreamFailed(
-                self._target.engine, f"{self._target.engine} answered {answer.status} after white space was sent"
-            )
-        await self._pump(answer, lease)
-        return await self._client.finish()
-
-    async def _pump(self, answer: ClientResponse, lease: Lease) -> None:
-        """Pass every piece on as it comes. Errors of reading are the engine's, errors of writing the client's."""
-        client, monotonic = self._client, time.monotonic
-        read, write = answer.content.readany, client.write
-        try:
-            chunk = await read()
-        except (aiohttp.ClientError, ConnectionError) as error:
-            raise await self._broken(error) from error
-        self._first_byte()
-        seen, is_looking = b"", self._ask.is_responses
-        while chunk:
-            if is_looking:
-                seen += chunk
-                is_looking = not self._owners.note(seen, self._target, self._call.identity.name)
-            now = lease.last_byte_at = monotonic()
-            lease.waits_for_client = True
-            await write(chunk, now)
-            lease.waits_for_client = False
-            try:
-                chunk = await read()
-            except (aiohttp.ClientError, ConnectionError) as error:
-                raise await self._broken(error) from error
-        if not _is_framed(answer):
-            await asyncio.sleep(UNFRAMED_NOTICE_S)
-
-    async def _read(self, answer: ClientResponse, *, at_most: int | None = None) -> bytes:
-        """The whole body, or its beginning; what is beyond `at_most` is not waited for."""
-        try:
-            if at_most is None:
-                return await answer.read()
-            body = b""
-            while len(body) < at_most and (chunk := await answer.content.read(at_most - len(body))):
-                body += chunk
-            return body
-        except (aiohttp.ClientError, ConnectionError) as error:
-            raise await self._broken(error) from error
-
-    # --- the end that nobody wanted
-
-    async def _fail_in_band(self, error: RouterError) -> web.StreamResponse:
-        """The status is out. An event stream says what happened; anything else is cut, never ended tidily."""
-        self._record.status, self._record.error = error.status, error
-        if not self._client.is_event_stream:
-            raise error
-        identity = self._call.identity
-        fields = error_fields(error, is_admin=identity.is_admin, request_id=self._call.request_id)
-        return await self._end_stream(fields)
-
-    async def _end_stream(self, fields: dict[str, object]) -> web.StreamResponse:
-        await self._client.write_last(error_frame(fields, is_responses=self._ask.is_responses))
-        return await self._client.finish()
-
-
-def _is_framed(answer: ClientResponse) -> bool:
-    """Whether the answer says where it ends. Else it ends with its connection, and a crash looks the same."""
-    headers = answer.headers
-    return hdrs.CONTENT_LENGTH in headers or headers.get(hdrs.TRANSFER_ENCODING, "").lower() == "chunked"
-
-
-def _is_packed(answer: ClientResponse) -> bool:
-    """Whether its bytes mean nothing without a Content-Encoding, which is too late to send."""
-    return answer.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() not in ("", "identity")

@@ -130,13 +130,17 @@ async def form_field(body: Body, name: str) -> str | None:
 
 
 async def replace_form_field(body: Body, name: str, text: str) -> bytes | IO[bytes]:
-    """The body with another text in the part called name, or with such a part; all else is the same byte for byte."""
+    """The body with another text in the part called name, or with such a part; all else is the same byte for byte.
+
+    The body itself stays; a copy in a file lives until the next one is made, or the body is closed.
+    """
     boundary = boundary_of(body.content_type)
     if body.file is None:
         start, end, new = _replacement(body.raw, boundary, name, text)
         return body.raw[:start] + new + body.raw[end:]
-    body.file = await asyncio.to_thread(_rewritten, body.file, body.size, boundary, name, text)
-    return body.file
+    copy = await asyncio.to_thread(_rewritten, body.file, body.size, boundary, name, text)
+    body.keep_copy(copy)
+    return copy
 
 
 def _replacement(source: Source, boundary: str, name: str, text: str) -> tuple[int, int, bytes]:
@@ -151,17 +155,17 @@ def _replacement(source: Source, boundary: str, name: str, text: str) -> tuple[i
 
 
 def _rewritten(file: IO[bytes], size: int, boundary: str, name: str, text: str) -> IO[bytes]:
-    """A copy with the field replaced, at its start; the original is closed."""
-    with file:
-        start, end, new = _replacement(FileSource(file, size), boundary, name, text)
-        copy: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - it is what this gives
-        file.seek(0)
-        copy.write(file.read(start))
-        copy.write(new)
-        file.seek(end)
-        shutil.copyfileobj(file, copy, WINDOW_BYTES)
-        copy.seek(0)
-        return copy
+    """A copy with the field replaced; both are left at their starts."""
+    start, end, new = _replacement(FileSource(file, size), boundary, name, text)
+    copy: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - it is what this gives
+    file.seek(0)
+    copy.write(file.read(start))
+    copy.write(new)
+    file.seek(end)
+    shutil.copyfileobj(file, copy, WINDOW_BYTES)
+    file.seek(0)
+    copy.seek(0)
+    return copy
 
 
 def _after_first(body: Source, delimiter: bytes) -> int:

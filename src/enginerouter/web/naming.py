@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 
-from enginerouter.config.model import EngineSettings
+from enginerouter.config.model import Alias, EngineSettings
 from enginerouter.engines.discovery import Discovery
 from enginerouter.engines.loaded import Listing
 from enginerouter.errors import Forbidden, UnknownModel
 from enginerouter.routing import fences
-from enginerouter.routing.directory import Directory, Listed, Target
+from enginerouter.routing.directory import Directory, Listed
+from enginerouter.routing.target import Chain, Route, Target
 from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.web.keys import Identity
 from enginerouter.web.machine import own_networks
 
+# Headers by which engines are told who pays.
+KEY_HEADERS = frozenset({"authorization", "x-api-key", "api-key", "x-goog-api-key"})
 # How long a request waits for engines to list their models, and how long a catalogue does.
 PATIENCE_S = 2.0
 CATALOGUE_PATIENCE_S = 1.0
@@ -22,6 +25,10 @@ CATALOGUE_PATIENCE_S = 1.0
 
 def nothing_resident() -> SlotId | None:
     return None
+
+
+def anything(_name: str) -> bool:
+    return True
 
 
 class Naming:
@@ -44,27 +51,51 @@ class Naming:
         self._said_remote[engine] = listing.remote
         self.directory.learn(engine, listing.ids)
 
+    async def route(
+        self, name: str | None, identity: Identity, resident: Callable[[], SlotId | None] = nothing_resident
+    ) -> Route:
+        """Raises what `Directory.route` raises, Forbidden beyond a fence, EngineUnavailable if nobody can tell."""
+        try:
+            route = self.directory.route(name, identity.may_name, resident)
+        except UnknownModel as unknown:
+            route = await self._ask_engines(name or unknown.model, identity, unknown)
+        if isinstance(route, Target):
+            if (route.stays_local or not identity.may_use_remote) and self.is_fenced(route, identity):
+                raise _beyond_fence(route)
+            self._coordinator.add(route.slot)
+            return route
+        if route.unknown and self._discovery is not None and await self._discovery.freshen(CATALOGUE_PATIENCE_S):
+            again = self.directory.route(name, identity.may_name, resident)
+            route = again if isinstance(again, Chain) else route
+        for target in route.targets:
+            if not self.is_fenced(target, identity):
+                self._coordinator.add(target.slot)
+        return route
+
     async def target(
         self, name: str | None, identity: Identity, resident: Callable[[], SlotId | None] = nothing_resident
     ) -> Target:
-        """Raises what `Directory.resolve` raises, Forbidden beyond a fence, EngineUnavailable if nobody can tell."""
-        try:
-            target = self.directory.resolve(name, identity.may_name, resident)
-        except UnknownModel as unknown:
-            target = await self._ask_engines(name or unknown.model, identity, unknown)
-        if not identity.may_use_remote and self.is_remote(target):
-            raise Forbidden(f"this key may not use engines of other machines, and {target.label} is one")
-        self._coordinator.add(target.slot)
-        return target
+        """As `route`, for what is done to one target (a swap, an unload): of a chain, its first on this machine."""
+        route = await self.route(name, identity, resident)
+        if isinstance(route, Target):
+            return route
+        usable = [t for t in route.targets if not self.is_fenced(t, identity)]
+        if not usable:
+            raise Forbidden(f"no target of {route.asked!r} may be used with this key, or none is known now")
+        return next((t for t in usable if not self.is_remote(t)), usable[0])
 
-    async def _ask_engines(self, name: str, identity: Identity, unknown: UnknownModel) -> Target:
+    def is_fenced(self, target: Target, identity: Identity) -> bool:
+        """Whether a request of this key for the target would leave the machine and may not."""
+        return (target.stays_local or not identity.may_use_remote) and self.is_remote(target)
+
+    async def _ask_engines(self, name: str, identity: Identity, unknown: UnknownModel) -> Route:
         """Engines may have a model by now that they had not when they were asked last."""
         discovery = self._discovery
         if discovery is None:
             raise unknown
         if await discovery.freshen(PATIENCE_S):
             try:
-                return self.directory.resolve(name, identity.may_name, nothing_resident)
+                return self.directory.route(name, identity.may_name, nothing_resident)
             except UnknownModel as still:
                 unknown = still
         asked = self.directory.asked_of(name)
@@ -72,11 +103,38 @@ class Naming:
             raise failure
         raise unknown
 
+    def is_unconfigured(self, target: Target) -> bool:
+        """Whether its engine lacks the key that it was configured to have."""
+        return self._engines[target.engine].unconfigured
+
+    def has_our_key(self, target: Target) -> bool:
+        """Whether its engine knows the operator by a key, so that a refusal is the operator's to mend."""
+        settings = self._engines[target.engine]
+        return settings.api_key is not None or any(h.lower() in KEY_HEADERS for h in settings.headers)
+
     def is_remote(self, target: Target) -> bool:
         """Whether a request for it leaves this machine."""
         settings = self._engines[target.engine]
         said_remote = self._said_remote.get(target.engine, ())
         return target.engine in self._remote or fences.is_cloud_model(settings, target.upstream_model, said_remote)
+
+    def may_see(self, slot: SlotId, identity: Identity) -> bool:
+        """Whether a key may use some name of a slot, and leave the machine for it if it is elsewhere."""
+        return self.may_know_engine(slot.engine, identity) and self.directory.may_use(slot, identity.may_name)
+
+    def may_know_engine(self, engine: str, identity: Identity) -> bool:
+        """Whether a key may hear of an engine at all: not of other machines' if it may not go there."""
+        return identity.may_use_remote or engine not in self._remote
+
+    def may_know_model(self, engine: str, model: str, identity: Identity) -> bool:
+        """Whether a key may hear of a model of an engine, by its id here."""
+        if not identity.is_admin and not identity.may_name(model) and not identity.may_name(f"{engine}/{model}"):
+            return False
+        try:
+            route = self.directory.route(f"{engine}/{model}", anything, nothing_resident)
+        except UnknownModel:  # no engine has it any more
+            return self.may_know_engine(engine, identity)
+        return isinstance(route, Target) and not self.is_fenced(route, identity)
 
     # --- catalogues
 
@@ -85,6 +143,17 @@ class Naming:
         if self._discovery is not None:
             await self._discovery.freshen(CATALOGUE_PATIENCE_S)
         return [m for m in self.directory.listed(identity.may_name) if self._may_see(m, identity)]
+
+    async def aliases(self, identity: Identity) -> list[tuple[Alias, list[Target]]]:
+        """The aliases that this key may use, with those of their targets that it may; hidden ones for admins only."""
+        if self._discovery is not None:
+            await self._discovery.freshen(CATALOGUE_PATIENCE_S)
+        found = [
+            (alias, [t for t in targets if not self.is_fenced(t, identity)])
+            for alias, targets in self.directory.aliases(identity.may_name)
+            if identity.is_admin or not alias.hidden
+        ]
+        return [(alias, targets) for alias, targets in found if targets or identity.is_admin]
 
     async def find(self, name: str, identity: Identity) -> Listed:
         """One entry, by any name that requests may use. Raises what `Directory.resolve` raises."""
@@ -95,4 +164,13 @@ class Naming:
         return found
 
     def _may_see(self, model: Listed, identity: Identity) -> bool:
+        """A chain shows if the key may use any of its targets."""
+        if model.targets:
+            return any(not self.is_fenced(t, identity) for t in model.targets)
         return identity.may_use_remote or model.engine not in self._remote
+
+
+def _beyond_fence(target: Target) -> Forbidden:
+    if target.stays_local:
+        return Forbidden(f"{target.asked!r} must not leave this machine (local_only), and {target.label} would")
+    return Forbidden(f"this key may not use engines of other machines, and {target.label} is one")

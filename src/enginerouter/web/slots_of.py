@@ -38,7 +38,10 @@ def slot_specs(config: Config) -> list[SlotSpec]:
         models = [m for m in models_of(config) if m.engine == engine.name]
         slots = [slot_of(engine, m.upstream_id or m.id, m.id) for m in models] or [SlotId(engine.name)]
         for n, slot in enumerate(dict.fromkeys(slots)):
-            specs[slot] = _spec(slot, engine, config, is_preloaded=engine.preload and n == 0)
+            is_preloaded = engine.preload and n == 0
+            # What needs no start is there from the beginning: no request for it waits in the queue of the others.
+            is_there = engine.type == "remote" and not engine.unconfigured
+            specs[slot] = _spec(slot, engine, config, is_preloaded=is_preloaded or is_there)
     return list(specs.values())
 
 

@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from enginerouter.cache.answers import AnswerCache
 from enginerouter.errors import RouterError, printable
 from enginerouter.metrics import Labels, Registry
-from enginerouter.routing.directory import Target
+from enginerouter.routing.target import Target
 from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.memory import MemorySource
@@ -24,6 +25,8 @@ from enginerouter.web.logs import RequestLine
 log = logging.getLogger("enginerouter.requests")
 
 OTHER = "other"
+# The target of a request that no target of its chain could answer.
+NOBODY = "none"
 CLIENT_LEFT = 499
 SWAP_S = (0.5, 1, 2, 5, 10, 20, 30, 45, 60, 90, 120, 180, 240, 300)
 SETTLE_S = (0.05, 0.25, 0.5, 1, 2, 3, 5, 8, 12, 16, 20, 25)
@@ -40,6 +43,8 @@ class Record:
     __slots__ = (
         "asked",
         "began_at",
+        "cache",
+        "cached_bytes",
         "dialect",
         "error",
         "first_byte_at",
@@ -50,6 +55,7 @@ class Record:
         "request_id",
         "status",
         "swap_s",
+        "tries",
     )
 
     def __init__(self, dialect: str, request_id: str, began_at: float) -> None:
@@ -65,6 +71,11 @@ class Record:
         self.swap_s = 0.0
         self.first_byte_at: float | None = None
         self.keepalives = 0
+        # "hit" or "miss" where the answer may be kept.
+        self.cache = ""
+        self.cached_bytes = 0
+        # Targets that were tried, the one that answers among them.
+        self.tries = 1
         self.error: RouterError | None = None
 
     def name(self, target: Target) -> None:
@@ -99,6 +110,16 @@ class Telemetry:
             "time_to_first_byte_seconds", "From the request to the first byte of its answer.", REQUEST_S
         )
         self._total_s = registry.histogram("request_duration_seconds", "Whole requests.", REQUEST_S)
+        self._cached = registry.counter(
+            "cache_requests_total", "Requests whose answers may be kept, by whether one was.", ("target", "result")
+        )
+        self._cached_bytes = registry.counter("cache_hit_bytes_total", "Bytes of kept answers given.", ("target",))
+        self._resolved = registry.counter("alias_resolved_total", "Answers by alias and target.", ("alias", "target"))
+        self._fallbacks = registry.counter(
+            "fallback_total",
+            "Targets of chains that did not answer, the one asked after them, and why.",
+            ("from_model", "to_model", "reason"),
+        )
         self._frames = registry.counter("keepalive_frames_total", "Keep-alive frames sent to waiting clients.")
 
     def watch(self, coordinator: Coordinator) -> None:
@@ -138,6 +159,16 @@ class Telemetry:
         gauge("memory_available_bytes", "Memory that a new engine could take; nothing where unreadable.",
               read=available)  # fmt: skip
 
+    def watch_cache(self, cache: AnswerCache) -> None:
+        def known(count: int | None) -> dict[Labels, float]:
+            return {} if count is None else {(): float(count)}
+
+        gauge = self.registry.gauge
+        gauge("cache_up", "1 while the store of kept answers works.", ("store",),
+              read=lambda: {(cache.state().name,): float(cache.state().is_up)})  # fmt: skip
+        gauge("cache_answers", "Answers kept in this process.", read=lambda: known(cache.state().entries))
+        gauge("cache_bytes", "Bytes of the answers kept in this process.", read=lambda: known(cache.state().bytes))
+
     # --- the observer
 
     def slot_moved(self, slot: SlotId, before: Phase, after: Phase, reason: str) -> None:
@@ -172,6 +203,14 @@ class Telemetry:
 
     # --- requests
 
+    def resolved(self, target: Target) -> None:
+        """An alias led to a target."""
+        self._resolved.inc((target.asked, _label(target)))
+
+    def fell_back(self, from_target: Target, to: Target | None, reason: str) -> None:
+        """A chain went past a target; `to` None: nothing was left."""
+        self._fallbacks.inc((_label(from_target), _label(to) if to is not None else NOBODY, reason))
+
     def ended(self, record: Record) -> None:
         """Count a request and write its line."""
         now = time.monotonic()
@@ -183,6 +222,10 @@ class Telemetry:
         if not record.is_declared:
             target = f"{record.label.partition('/')[0]}/{OTHER}"
         self._requests.inc((record.dialect, requested, target, str(status)))
+        if record.cache:
+            self._cached.inc((target, record.cache))
+            if record.cached_bytes:
+                self._cached_bytes.inc((target,), record.cached_bytes)
         self._total_s.observe(total)
         if record.label:
             self._wait_s.observe(record.queue_s)
@@ -191,6 +234,8 @@ class Telemetry:
             first_s = record.first_byte_at - record.began_at
             self._first_s.observe(first_s)
             first = f" first byte {first_s:.3f} s,"
+        if record.cache:
+            first += f" cache {record.cache},"
         if record.keepalives:
             self._frames.inc(amount=record.keepalives)
         self.hub.publish(Event("request", request_fields(record, total), names=(record.asked,)), is_remembered=True)
@@ -240,3 +285,8 @@ def request_fields(record: Record, total_s: float) -> dict[str, Any]:
         "total_ms": round(total_s * 1000),
         "error": record.error.code if record.error is not None else None,
     }
+
+
+def _label(target: Target) -> str:
+    """`engine/model`, without what only a client has named."""
+    return target.label if target.is_declared else f"{target.engine}/{OTHER}"

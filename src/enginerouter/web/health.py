@@ -1,0 +1,173 @@
+"""How the engines are, for people, programs and `/metrics`: what `routing.health` and the last probes know.
+
+An engine is `unhealthy` when nothing of it is served: its probes or the calls of all its models opened the circuit, or
+it may not be started. It is `degraded` while part of it is passed over, cooling down or on trial. A stopped engine that
+can be started is healthy. A remote engine without its key is `unconfigured`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
+
+from aiohttp import web
+
+from enginerouter.config.engines import EngineSettings
+from enginerouter.metrics import Labels, Registry
+from enginerouter.routing.circuit import Circuit, Transition
+from enginerouter.routing.health import Health
+from enginerouter.swap.coordinator import Coordinator
+from enginerouter.swap.model import Slot
+from enginerouter.swap.phases import Phase
+from enginerouter.web.catalog import json_answer
+from enginerouter.web.edge import EdgeCall
+from enginerouter.web.keys import Identity
+from enginerouter.web.naming import Naming, anything
+from enginerouter.web.prober import BackgroundProber
+
+Standing = Literal["healthy", "degraded", "unhealthy", "unconfigured"]
+VALUES: Mapping[Standing, float] = {"healthy": 1.0, "degraded": 0.5, "unhealthy": 0.0}
+
+
+def standing_of(circuits: Mapping[str | None, Circuit], *, is_stopped: bool, may_start: bool) -> Standing:
+    """From its circuits (None: the one that probes open), and whether it is stopped and may be started."""
+    if is_stopped and not may_start:
+        return "unhealthy"
+    models = [c for model, c in circuits.items() if model is not None]
+    is_down = circuits.get(None, Circuit()).state == "open" or (bool(models) and all(c.state == "open" for c in models))
+    if is_down and not is_stopped:
+        return "unhealthy"
+    return "healthy" if all(c.state == "closed" for c in circuits.values()) else "degraded"
+
+
+def overall(standings: Collection[Standing]) -> Standing:
+    told = {s for s in standings if s != "unconfigured"}
+    if told == {"unhealthy"}:
+        return "unhealthy"
+    return "degraded" if told - {"healthy"} else "healthy"
+
+
+class HealthView:
+    """GET /v1/health, the same in short for /status, and the metrics of health."""
+
+    def __init__(
+        self,
+        settings: Mapping[str, EngineSettings],
+        naming: Naming,
+        coordinator: Coordinator,
+        health: Health,
+        prober: BackgroundProber,
+        registry: Registry,
+    ) -> None:
+        self._settings = settings
+        self._naming = naming
+        self._coordinator = coordinator
+        self._health = health
+        self._prober = prober
+        self._moves = registry.counter(
+            "health_transitions_total", "Circuits that opened, cooled down or closed.", ("provider", "to")
+        )
+        registry.gauge(
+            "provider_healthy",
+            "1 healthy; 0.5 partly passed over, cooling down or on trial; 0 nothing of it is served.",
+            ("provider",),
+            read=self._gauge,
+        )
+        health.listeners.append(self._count)
+
+    async def show(self, call: EdgeCall) -> web.StreamResponse:
+        """What this key may know of."""
+        snapshot, now = self._health.snapshot(), time.monotonic()
+        providers = {
+            name: self._engine(name, snapshot.get(name, {}), call.identity, now)
+            for name in self._settings
+            if self._may_see(name, call.identity)
+        }
+        return json_answer({"status": overall([p["status"] for p in providers.values()]), "providers": providers})
+
+    def standings(self, identity: Identity) -> dict[str, Standing]:
+        snapshot = self._health.snapshot()
+        return {n: self._standing(n, snapshot.get(n, {})) for n in self._settings if self._may_see(n, identity)}
+
+    # --- one engine
+
+    def _engine(self, name: str, known: Mapping[str | None, Circuit], identity: Identity, now: float) -> dict[str, Any]:
+        circuits = self._with_declared(name, known)
+        may_know = self._naming.may_know_model
+        shown = {m: c for m, c in circuits.items() if m is None or may_know(name, m, identity)}
+        worst = max(shown.values(), key=lambda c: (c.state != "closed", c.failures), default=Circuit())
+        standing, seen = self._standing(name, known), self._prober.seen.get(name)
+        waits = [c.retry_after_s for c in shown.values() if c.retry_after_s is not None]
+        return {
+            "status": standing,
+            "type": self._settings[name].type,
+            "is_resident": self._is_up(name),
+            "consecutive_failures": worst.failures,
+            "last_error": worst.reason or None if identity.is_admin else None,
+            "last_check_unix": _unix(seen.at, now) if seen is not None else None,
+            "last_check": seen.saw if seen is not None and identity.is_admin else None,
+            "unhealthy_until_unix": _unix(now + min(waits), now) if standing == "unhealthy" and waits else None,
+            "probes": _shown(shown.get(None, Circuit()), identity),
+            "models": {m: _shown(c, identity) for m, c in shown.items() if m is not None},
+        }
+
+    def _with_declared(self, name: str, known: Mapping[str | None, Circuit]) -> dict[str | None, Circuit]:
+        """What there is to tell, and the models of the configuration of which there is nothing.
+
+        Names that clients made up, and that came to nothing, are left out.
+        """
+        told = {m: c for m, c in known.items() if m is None or c != Circuit()}
+        declared = (m for s in self._slots(name) for m in self._naming.directory.models_of(s.id, anything))
+        return {**{m: Circuit() for m in declared}, **told}
+
+    def _standing(self, name: str, known: Mapping[str | None, Circuit]) -> Standing:
+        if self._settings[name].unconfigured:
+            return "unconfigured"
+        slots, now = self._slots(name), time.monotonic()
+        return standing_of(
+            self._with_declared(name, known),
+            is_stopped=not self._is_up(name),
+            may_start=not slots or not all(s.circuit.is_open(now) for s in slots),
+        )
+
+    def _slots(self, name: str) -> list[Slot]:
+        return [s for s in self._coordinator.slots.values() if s.id.engine == name]
+
+    def _is_up(self, name: str) -> bool:
+        is_serving = any(s.phase in (Phase.READY, Phase.DRAINING) for s in self._slots(name))
+        return is_serving or self._prober.is_always_on(name)
+
+    # --- who may know
+
+    def _may_see(self, name: str, identity: Identity) -> bool:
+        if not self._naming.may_know_engine(name, identity):
+            return False
+        return identity.is_admin or any(self._naming.may_see(s.id, identity) for s in self._slots(name))
+
+    # --- metrics
+
+    def _gauge(self) -> dict[Labels, float]:
+        snapshot = self._health.snapshot()
+        standings = {name: self._standing(name, snapshot.get(name, {})) for name in self._settings}
+        return {(name,): VALUES[s] for name, s in standings.items() if s != "unconfigured"}
+
+    def _count(self, moved: Transition) -> None:
+        self._moves.inc((moved.engine, moved.after))
+
+
+def _unix(at: float, now: float) -> float:
+    """From monotonic seconds to the clock on the wall, as that shows now."""
+    return round(time.time() + at - now, 1)
+
+
+def _shown(circuit: Circuit, identity: Identity) -> dict[str, Any]:
+    wait_s = circuit.retry_after_s
+    return {
+        "circuit": circuit.state,
+        "opened_by": circuit.opened_by or None,
+        "consecutive_failures": circuit.failures,
+        "last_error": circuit.reason or None if identity.is_admin else None,
+        "retry_after_s": round(wait_s, 1) if wait_s is not None else None,
+        "last_60_s": {"ok": circuit.ok, "failed": circuit.failed},
+    }

@@ -1,0 +1,115 @@
+"""What a fence keeps in stays in: nothing that is fenced is started, asked, listed or named."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from chain_kit import Boxes, boxes, reasons, refused
+from http_servers import OllamaDaemon
+from router_kit import MakeRouter, RouterUnderTest, chat
+
+from enginerouter.config.engines import Ollama
+from enginerouter.config.model import ApiKey
+
+HOME = {"Authorization": "Bearer home"}
+BOSS = {"Authorization": "Bearer boss"}
+KEYS = (ApiKey(name="boss", key="boss", admin=True), ApiKey(name="home", key="home", remote=False))
+CLOUD_MODEL = "gpt-oss:120b-cloud"
+
+
+@pytest.fixture
+async def far() -> AsyncIterator[Boxes]:
+    async with boxes() as made:
+        yield made
+
+
+@pytest.fixture
+async def daemon() -> AsyncIterator[OllamaDaemon]:
+    server = OllamaDaemon("llama3:latest")
+    await server.listen()
+    yield server
+    await server.stop()
+
+
+async def with_daemon(make_router: MakeRouter, daemon: OllamaDaemon, **settings: Any) -> RouterUnderTest:
+    return await make_router(("a",), http=[Ollama(name="ollama", base_url=daemon.url)], **settings)
+
+
+async def test_a_local_only_chain_passes_over_what_its_daemon_runs_elsewhere(
+    make_router: MakeRouter, daemon: OllamaDaemon
+) -> None:
+    best = {"chain": (f"ollama/{CLOUD_MODEL}", "a"), "local_only": True}
+    router = await with_daemon(make_router, daemon, aliases={"best": best})
+    assert (await router.ask(chat("best"))).text == "a serves a"
+    router.a.server.script = refused(500)
+    assert reasons(await router.ask(chat("best"))) == [("ollama", "fenced"), ("a", "http_500")]
+    assert daemon.chats == []
+
+
+async def test_a_local_only_rename_does_not_leave_the_machine(make_router: MakeRouter, daemon: OllamaDaemon) -> None:
+    safe = {"target": f"ollama/{CLOUD_MODEL}", "local_only": True}
+    router = await with_daemon(make_router, daemon, aliases={"safe": safe})
+    failed = await router.ask(chat("safe"))
+    assert (failed.status, failed.error["code"]) == (403, "forbidden")
+    assert "local_only" in failed.error["message"]
+    assert daemon.chats == []
+
+
+async def test_a_model_that_a_daemon_only_passes_on_is_fenced_in_a_chain(
+    make_router: MakeRouter, daemon: OllamaDaemon
+) -> None:
+    daemon.cloud = ["plain-name"]  # nothing in its name says so; the daemon does
+    best = {"chain": ("ollama/plain-name", "ollama/llama3:latest")}
+    router = await with_daemon(make_router, daemon, aliases={"best": best}, api_keys=KEYS)
+    await router.get("/v1/models", **HOME)
+    answer = await router.ask(chat("best"), headers=HOME)
+    assert answer.header("x-enginerouter-resolved") == "ollama/llama3:latest"
+    assert daemon.chats == ["llama3:latest"]
+
+
+async def test_fenced_targets_are_in_no_list(make_router: MakeRouter, far: Boxes) -> None:
+    router = await far.router(make_router, settings={"api_keys": KEYS})
+    listed = (await router.get("/v1/aliases", **HOME)).json["data"]
+    assert [entry["chain"] for entry in listed] == [["a/a"]]
+    everything = (await router.get("/v1/aliases", **BOSS)).json["data"]
+    assert [entry["chain"] for entry in everything] == [["a/a", "cloud/big", "lxc/small"]]
+    for path in ("/v1/aliases", "/v1/models", "/status"):
+        assert b"cloud" not in (await router.get(path, **HOME)).body, path
+
+
+async def test_the_aliases_and_what_they_lead_to(make_router: MakeRouter) -> None:
+    router = await make_router(
+        aliases={
+            "fast": "a",
+            "best": {"chain": ("fast", "b"), "description": "what is there", "go_on_after_s": 3.0},
+            "claude-*": {"chain": ("b",)},
+            "dark": {"target": "b", "hidden": True},
+        },
+        api_keys=(ApiKey(name="boss", key="boss", admin=True), ApiKey(name="guest", key="guest", models=("*a*",))),
+    )
+    found = {entry["id"]: entry for entry in (await router.get("/v1/aliases", **BOSS)).json["data"]}
+    assert list(found) == ["fast", "best", "claude-*", "dark"]
+    assert (found["fast"]["kind"], found["best"]["kind"]) == ("rename", "chain")
+    assert found["best"]["targets"] == [
+        {"target": "a/a", "engine": "a", "model": "a"},
+        {"target": "b/b", "engine": "b", "model": "b"},
+    ]
+    assert (found["best"]["description"], found["best"]["go_on_after_s"]) == ("what is there", 3.0)
+    guest = (await router.get("/v1/aliases", Authorization="Bearer guest")).json["data"]
+    assert [entry["id"] for entry in guest] == ["fast", "claude-*"]
+    assert router.a.starts == router.b.starts == 0
+
+
+async def test_an_operator_may_name_a_chain_and_means_what_is_on_this_machine(
+    make_router: MakeRouter, far: Boxes
+) -> None:
+    router = await far.router(make_router, chain=("cloud/big", "a"))
+    swapped = await router.ask(b'{"model": "best"}', path="/admin/swap")
+    assert swapped.json["slot"] == "a"
+
+
+async def test_a_chain_is_the_default_model(make_router: MakeRouter, far: Boxes) -> None:
+    router = await far.router(make_router, chain=("lxc/small", "a"), settings={"default_model": "best"})
+    assert (await router.ask(chat(None))).text == "lxc serves small"
