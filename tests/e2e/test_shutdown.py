@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
 import signal
-import sys
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from engine_server import DONE, SSE_HEAD, chunk, chunked, event
 from router_kit import CHAT, Client, MakeRouter, chat
+from router_process import demo_engine, serving
 
-SRC = Path(__file__).resolve().parents[2] / "src"
 EAGER = {"commit_after_s": 0.0, "first_byte_commit_s": 0.0, "swap_keepalive_interval_s": 0.02}
 
 
@@ -113,38 +109,8 @@ async def test_a_client_that_reads_nothing_does_not_hold_the_router_up(make_rout
 # --- a real process
 
 
-@contextlib.asynccontextmanager
-async def serving(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
-    """`python -m enginerouter` with one demo engine; gives the process and its port."""
-    command = [sys.executable, "-m", "enginerouter.demo.engine", "--port", "{port}", "--name", "m"]
-    config = {
-        "port": 0,
-        "log_file": None,
-        "shutdown_timeout_s": 0.5,
-        "engines": {"m": {"type": "generic_process", "start_cmd": [*command, "--memory-mib", "1", "--load-s", "0"]}},
-    }
-    (folder / "config.yaml").write_text(json.dumps(config))
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "enginerouter",
-        cwd=folder, env={**os.environ, "PYTHONPATH": str(SRC)}, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stderr is not None
-    try:
-        async with asyncio.timeout(15):
-            line = b""
-            while b"listening on" not in line:
-                line = await process.stderr.readline()
-                assert line, "it ended before it listened"
-        yield process, int(line.split(b"127.0.0.1:")[1].split(b",")[0])
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.stderr.read()
-        await process.wait()
-
-
 async def test_sighup_reloads_the_file_and_a_wrong_one_changes_nothing(tmp_path: Path) -> None:
-    async with serving(tmp_path) as (process, port):
+    async with serving(tmp_path, {"m": demo_engine("m")}) as (process, port):
         assert process.stderr is not None
 
         async def hang_up(says: bytes) -> None:
@@ -179,7 +145,7 @@ async def test_sighup_reloads_the_file_and_a_wrong_one_changes_nothing(tmp_path:
 
 async def test_sigterm_with_an_open_stream_ends_in_time_and_sighup_ends_nothing(tmp_path: Path) -> None:
     """Predecessor E10: still running after 20 s. E11: SIGHUP killed it."""
-    async with serving(tmp_path) as (process, port):
+    async with serving(tmp_path, {"m": demo_engine("m")}) as (process, port):
         client = Client(*await asyncio.open_connection("127.0.0.1", port))
         await client.send("POST", CHAT, chat("m", stream=True, max_tokens=100_000))
         assert await client.head(10) == 200

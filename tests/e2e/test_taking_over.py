@@ -105,3 +105,16 @@ async def test_of_such_figures_the_latest_are_kept_and_none_of_an_engine_that_is
         await router.stop()
         kept = list(json.loads(state.read_text())["learned"])
         assert kept == [*list(old)[50:], "a"], "the first ones were named longest ago"
+
+
+async def test_a_daemon_that_hangs_at_the_start_holds_up_neither_the_router_nor_engines_without_memory(
+    make_router: MakeRouter, daemons: list[OllamaDaemon]
+) -> None:
+    """The first answer of an embedder on the CPU used to come after every daemon's time-out, one after the other."""
+    for daemon in daemons:
+        daemon.fails["GET /api/ps"] = HANGS
+    router = await make_router({"cpu": {"holds_memory": False}}, http=ollamas(daemons), starts=False)
+    async with asyncio.timeout(3):
+        await router.router.start()
+        assert (await router.ask(chat("cpu"))).status == 200
+    assert all(router.phase(f"ollama{n}") is Phase.COLD for n in range(2)), "they have not said anything yet"

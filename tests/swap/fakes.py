@@ -205,12 +205,12 @@ class FakeEngine:
     async def close(self) -> None:
         self.is_closed = True
 
-    def crash(self, slot: SlotId) -> None:
+    def crash(self, slot: SlotId, *, was_stopped: bool = False) -> None:
         """The slot's process dies, and the coordinator is told, as a watcher would."""
         if slot in self.machine.running and self._busy.get(slot) != "stop":
             self.machine.give_back(slot, self.scripts[slot])
             assert self._on_exit is not None
-            self._on_exit(slot, EngineCrashed(self._name, f"{slot} died"))
+            self._on_exit(slot, EngineCrashed(self._name, f"{slot} died", was_stopped=was_stopped))
 
 
 class SharedEngine(FakeEngine):

@@ -35,6 +35,7 @@ class SlotSpec:
     `holds_memory` False: lives beside all others, is never drained or freed for another.
     `pins_engine`: the pin keeps the engine, not this model of it; another slot of that engine may take its place.
     `is_swapped` False: a provider, always there; its first use is no swap to report.
+    `end_within_s`: longest wait for it when the router ends; None where it has a limit of its own.
     `restarts` (`auto_restart`): wanted again after a crash; `rolls_back`: after a failed swap away from it.
     """
 
@@ -51,6 +52,7 @@ class SlotSpec:
     restarts: bool = False
     rolls_back: bool = False
     is_swapped: bool = True
+    end_within_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -368,8 +368,9 @@ class Walk:
         if settled.verdict is Verdict.ENOUGH:
             self._lane.owed_until = self._a.now() - settled.seconds + self._a.rules.settle_timeout_s
         names = ", ".join(str(s.id) for s in freed)
-        level = logging.WARNING if settled.verdict is Verdict.TIMEOUT else logging.INFO
-        log.log(level, "memory of %s: %s", names, describe(settled))
+        problem = self._a.memory.problem if settled.verdict is Verdict.UNREADABLE else ""
+        level = logging.WARNING if settled.verdict in (Verdict.TIMEOUT, Verdict.UNREADABLE) else logging.INFO
+        log.log(level, "memory of %s: %s%s", names, describe(settled), f": {problem}" if problem else "")
         for slot in freed:
             learn_came_back(slot, settled, is_alone=len(freed) == 1)
             self._a.move(slot, Event.SETTLED, settled.verdict.value)
