@@ -117,6 +117,7 @@ class FakeEngine:
         self.stops: list[tuple[float, SlotId]] = []
         self.checks: list[tuple[SlotId, tuple[SlotId, ...]]] = []
         self.to_adopt: list[SlotId] = []
+        self.adopt_s = 0.0
         self.adopt_error: Exception | None = None
         self.frozen: str | None = None
         self.is_closed = False
@@ -196,6 +197,7 @@ class FakeEngine:
         return self.frozen
 
     async def adopt(self) -> list[SlotId]:
+        await asyncio.sleep(self.adopt_s)
         if self.adopt_error is not None:
             raise self.adopt_error
         for slot in self.to_adopt:

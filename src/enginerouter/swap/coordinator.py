@@ -128,6 +128,7 @@ class Coordinator:
                 self._swaps.move(slot, Event.NOT_GONE, found.message)
             return
         for slot_id in found:
+            self._renewals.goes_along(slot_id)
             with contextlib.suppress(NoLongerConfigured):  # a reload came before the answer
                 self.add(slot_id)
                 self._adopted(board.slots[slot_id], "it was running")
@@ -159,7 +160,6 @@ class Coordinator:
         if found.is_ready:
             self._adopted(slot, "loaded by somebody else")
             slot.active_at -= self._board.rules.linger_s  # nobody here has used it
-            slot.is_unload_wanted = slot.is_unload_wanted or slot.is_outdated
         else:
             self._swaps.move(slot, Event.NOT_GONE, "started by somebody else, and not ready")
         self._dispatch(self._board.lane_of(slot))
@@ -170,7 +170,7 @@ class Coordinator:
         slot.before_start_bytes, slot.drop_bytes, slot.kept_bytes = None, None, None
         others = [s for s in self._board.lane_of(slot).residents() if s is not slot]
         try:
-            slot.is_unload_wanted = bool(plan_eviction(slot, others, self._board.rules))
+            slot.is_unload_wanted = slot.is_outdated or bool(plan_eviction(slot, others, self._board.rules))
         except CannotFit:
             slot.is_unload_wanted = True
         slot.active_at = now

@@ -168,7 +168,7 @@ class Router:
 
     async def _take_over(self) -> None:
         """Whoever hangs, or is still loading, holds up its own lane and not the router's being there."""
-        self._taking_over = self._tasks.spawn(self.coordinator.start(), "take over what runs", is_awaited=True)
+        self._taking_over = self._tasks.spawn(self.coordinator.start(), "take over what runs")
         await asyncio.wait({self._taking_over}, timeout=TAKE_OVER_PATIENCE_S)
         if self._taking_over.done():
             self._taking_over.result()
