@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -141,6 +143,33 @@ async def test_sighup_reloads_the_file_and_a_wrong_one_changes_nothing(tmp_path:
         process.terminate()
         await process.stderr.read()
         assert await process.wait() == 0
+
+
+async def test_the_manager_is_told_how_long_the_end_of_engines_takes_that_a_reload_brought(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(f"\0enginerouter-test-{os.getpid()}")
+        manager.settimeout(15)
+        monkeypatch.setenv("NOTIFY_SOCKET", f"@enginerouter-test-{os.getpid()}")
+
+        async def heard(says: str) -> str:
+            while says not in (message := (await asyncio.to_thread(manager.recv, 4096)).decode()):
+                pass
+            return message
+
+        async with serving(tmp_path, {"m": demo_engine("m")}) as (process, _):
+            await heard("READY=1")
+            file = tmp_path / "config.yaml"
+            config = json.loads(file.read_text())
+            config["engines"]["slow"] = {**demo_engine("slow"), "stop_timeout_s": 500}
+            file.write_text(json.dumps(config))
+            process.send_signal(signal.SIGHUP)
+            await heard("RELOADING=1")
+            await heard("READY=1")
+            process.terminate()
+            said = dict(line.split("=", 1) for line in (await heard("STOPPING=1")).splitlines())
+            assert int(said["EXTEND_TIMEOUT_USEC"]) > 500e6
 
 
 async def test_sigterm_with_an_open_stream_ends_in_time_and_sighup_ends_nothing(tmp_path: Path) -> None:
