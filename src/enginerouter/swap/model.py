@@ -295,6 +295,11 @@ class Plan:
     victims: tuple[SlotId, ...]
     reason: str
 
+    @property
+    def why(self) -> str:
+        """What a slot is told that leaves."""
+        return f"swap to {self.target}" if self.target is not None else self.reason
+
 
 @dataclass(slots=True, eq=False)
 class Swap:

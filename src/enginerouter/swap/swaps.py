@@ -16,7 +16,8 @@ from enginerouter.swap.leases import Leases
 from enginerouter.swap.memory import MemorySource
 from enginerouter.swap.model import Lane, Observer, Plan, Slot, Swap, SwapReport
 from enginerouter.swap.phases import Event, Phase
-from enginerouter.swap.walk import CalledOff, StartEnded, Surroundings, Walk
+from enginerouter.swap.surroundings import Surroundings
+from enginerouter.swap.walk import CalledOff, StartEnded, Walk
 from enginerouter.tasks import TaskGroup
 
 log = logging.getLogger(__name__)
