@@ -24,7 +24,7 @@ from enginerouter.routing.target import Target
 from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.hold import Hold, HoldDrain, HoldMode
-from enginerouter.swap.memory import MemorySource
+from enginerouter.swap.memory import ChosenSource
 from enginerouter.swap.model import Slot, Swap
 from enginerouter.swap.phases import Phase
 from enginerouter.tasks import TaskGroup
@@ -59,7 +59,7 @@ class Control:
         coordinator: Coordinator,
         telemetry: Telemetry,
         registry: Registry,
-        memory: MemorySource,
+        memory: ChosenSource,
         tasks: TaskGroup,
         health: Health,
         view: HealthView,
@@ -357,7 +357,7 @@ def _hold_status(hold: Hold | None, now: float) -> dict[str, Any] | None:
     }
 
 
-def _memory_status(memory: MemorySource) -> dict[str, Any]:
+def _memory_status(memory: ChosenSource) -> dict[str, Any]:
     status: dict[str, Any] = {
         "source": memory.name,
         "why": memory.why,
