@@ -141,6 +141,7 @@ class Router:
         self._upstreams: dict[str, Upstream] = {}
         self.cache = open_cache(config.cache, self._tasks)
         self._runner: web.ServerRunner | None = None
+        self.routes = Routes(())
         self.port = 0
 
     async def start(self) -> None:
@@ -155,7 +156,8 @@ class Router:
         self.telemetry.listeners.append(self._slot_moved)
         self.telemetry.listeners.append(self._prober.slot_moved)
         budget = BufferBudget(self.config.max_buffered_mib * MIB)
-        edge = Edge(edge_rules(self.config, Routes(self._routes())), budget)
+        self.routes = Routes(self._routes())
+        edge = Edge(edge_rules(self.config, self.routes), budget)
         server = GuardedServer(edge.handle)
         tls = tls_context(self.config)
         try:

@@ -34,6 +34,7 @@ class Catalog:
         self._coordinator = coordinator
 
     async def root(self, call: EdgeCall) -> web.StreamResponse:
+        """That this is an OpenAI API, and which program serves it."""
         return json_answer(
             {
                 "object": "api",
@@ -44,10 +45,12 @@ class Catalog:
         )
 
     async def models(self, call: EdgeCall) -> web.StreamResponse:
+        """What can be named, in the form of a list of OpenAI models, each with its phase."""
         listed = await self._naming.listed(call.identity)
         return json_answer({"object": "list", "data": [self._entry(m) for m in listed]})
 
     async def model(self, call: EdgeCall) -> web.StreamResponse:
+        """One of them; its id may have slashes."""
         return json_answer(self._entry(await self._naming.find(call.params["id"], call.identity)))
 
     async def aliases(self, call: EdgeCall) -> web.StreamResponse:

@@ -76,15 +76,18 @@ class Control:
         self._began_at = time.monotonic()
 
     async def health(self, call: EdgeCall) -> web.StreamResponse:
+        """`{"status": "ok"}`; 503 and `stuck` when the coordinator has not turned for 15 s. Wakes nothing."""
         silent_s = self._coordinator.seconds_since_turn()
         if silent_s > STUCK_AFTER_S:
             return json_answer({"status": "stuck", "silent_s": round(silent_s, 1)}, status=503)
         return json_answer({"status": "shutting down" if self._coordinator.is_closing else "ok"})
 
     async def metrics(self, call: EdgeCall) -> web.StreamResponse:
+        """Prometheus's text format, see metrics.md."""
         return web.Response(body=self._registry.text().encode(), headers={"Content-Type": METRICS_TYPE})
 
     async def status(self, call: EdgeCall) -> web.StreamResponse:
+        """Slots and their phases, the queue, swaps that run and the last ones, memory, hold, circuits."""
         return json_answer(await self.snapshot(call.identity))
 
     async def snapshot(self, identity: Identity) -> dict[str, Any]:

@@ -41,6 +41,8 @@ Snapshot = Callable[[Identity], Awaitable[dict[str, Any]]]
 
 
 class TooManyWatchers(QueueFull):
+    """So many read `/events` or `/logs` already."""
+
     code = "too_many_watchers"
 
 
