@@ -188,6 +188,10 @@ class EngineCrashed(EngineFailed):
     is_retryable = None
 
 
+class EngineUnloaded(EngineCrashed):
+    """The slot was ended by somebody else, in order: its server unloaded the model. No failure of the engine."""
+
+
 class UpstreamFailed(EngineFailed):
     """The engine lives, but its connection broke, was refused, or did not speak HTTP."""
 
@@ -308,6 +312,12 @@ class LoopDetected(RouterError):
     def __init__(self, message: str, *, instance: str) -> None:
         super().__init__(message)
         self.instance = instance
+
+
+class NoLongerConfigured(EngineUnavailable):
+    """A reload took away what the request was for. Asked again, it is answered by the new configuration."""
+
+    code = "no_longer_configured"
 
 
 class ShuttingDown(EngineUnavailable):

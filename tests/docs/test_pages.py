@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
-
 from doc_pages import PAGES, REPOSITORY, Block, all_blocks, blocks, name_of
+
 from enginerouter.cli import reference, routerctl
 from enginerouter.cli.main import Arguments, parser
 from enginerouter.config.load import load_text
@@ -22,7 +22,21 @@ BASH = all_blocks("bash")
 INSTALL_OPTIONS = set(re.findall(r"--[a-z-]+", (REPOSITORY / "install.sh").read_text().split("TEXT")[1]))
 # Programs that are not ours; their options are theirs.
 FOREIGN = {
-    *("cd", "cp", "curl", "docker", "echo", "export", "git", "haproxy", "loginctl", "mkdir", "python", "python3", "pip"),
+    *(
+        "cd",
+        "cp",
+        "curl",
+        "docker",
+        "echo",
+        "export",
+        "git",
+        "haproxy",
+        "loginctl",
+        "mkdir",
+        "python",
+        "python3",
+        "pip",
+    ),
     *("ray", "ggml-rpc-server", "systemctl", "journalctl"),
 }
 OWN_SCRIPTS = {"tests/run", ".ci/run", "ruff", "mypy"}

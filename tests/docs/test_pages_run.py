@@ -94,8 +94,12 @@ class Reader:
         (self.checkout / "llama-swap.yaml").write_text(
             "models: {one: {cmd: 'llama-server -m /models/one.gguf --port ${PORT}', ttl: 300}}\n"
         )
-        (self.checkout / "aliases.yaml").write_text("default: fast\naliases: {fast: {chain: [groq/llama-3.1-8b-instant]}}\n")
-        (self.checkout / "profiles.yaml").write_text("profiles: {small: {model: small.gguf, flags: {ctx-size: 8192}}}\n")
+        (self.checkout / "aliases.yaml").write_text(
+            "default: fast\naliases: {fast: {chain: [groq/llama-3.1-8b-instant]}}\n"
+        )
+        (self.checkout / "profiles.yaml").write_text(
+            "profiles: {small: {model: small.gguf, flags: {ctx-size: 8192}}}\n"
+        )
         self.env = {
             "HOME": str(self.home),
             "PATH": f"{self.bin}:/usr/local/bin:/usr/bin:/bin:/usr/sbin",
@@ -103,7 +107,11 @@ class Reader:
             "PYTHON": sys.executable,
         }
         self.router = subprocess.Popen(
-            [self.bin / "enginerouter"], cwd=self.checkout, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            [self.bin / "enginerouter"],
+            cwd=self.checkout,
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
 
     def _command(self, name: str, script: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
 from engine_server import CLOSE, FakeEngineServer, Received, Script, head, ok, usual
@@ -179,7 +180,10 @@ TABBY: dict[str, Any] = {
 
 
 class OllamaDaemon(ScriptedServer):
-    """Loads on request; says "unload" at once, and unloads `slow_unload` looks later, or never (`lies`: unload)."""
+    """Loads on request; says "unload" at once, and unloads `slow_unload` looks later, or never (`lies`: unload).
+
+    `sizes` are the bytes of its models; `taken` is called with them at a load, and with less than 0 at an unload.
+    """
 
     def __init__(self, *models: str) -> None:
         super().__init__("ollama")
@@ -188,6 +192,8 @@ class OllamaDaemon(ScriptedServer):
         self.running: list[str] = []
         self.elsewhere: list[str] = []
         self.slow_unload = 0
+        self.sizes: dict[str, int] = {}
+        self.taken: Callable[[int], None] = lambda size: None
         self._leaving: list[str] = []
 
     def chat(self, body: Any) -> Script | None:
@@ -197,6 +203,7 @@ class OllamaDaemon(ScriptedServer):
         into = self.elsewhere if name in self.cloud else self.running
         if name not in into:
             into.append(name)
+            self.taken(self.sizes.get(name, 0))
         return None
 
     def control(self, what: str, body: Any, received: Received) -> Script:
@@ -212,9 +219,12 @@ class OllamaDaemon(ScriptedServer):
             if self.slow_unload:
                 self.slow_unload -= 1
             else:
-                self.running = [m for m in self.running if m not in self._leaving]
+                for model in [m for m in self.running if m in self._leaving]:
+                    self.running.remove(model)
+                    self.taken(-self.sizes.get(model, 0))
                 self._leaving.clear()
-            here = [{"name": m, "model": m, "size": 1, "size_vram": 1} for m in self.running]
+            sizes = {m: self.sizes.get(m, 1) for m in self.running}
+            here = [{"name": m, "model": m, "size": sizes[m], "size_vram": sizes[m]} for m in self.running]
             away = [{"name": m, "model": m, "remote_host": "https://ollama.com"} for m in self.elsewhere]
             return say({"models": here + away})
         if what == "POST /api/generate" and body.get("keep_alive") == 0 and not body.get("prompt"):

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from router_kit import Answer, MakeRouter, RouterUnderTest
 
-from enginerouter.web.app import INFERENCE_PATHS
+from enginerouter.web.surface import INFERENCE_PATHS
 
 POST_PATHS = [*INFERENCE_PATHS, "/v1/responses/resp_1/cancel", "/admin/swap", "/admin/unload", "/admin/reset"]
 CONTENT_TYPES = [

@@ -87,6 +87,45 @@ async def test_a_probe_carries_control_headers_and_key_and_no_proxy(monkeypatch:
         assert b"Cookie" not in head
 
 
+async def test_a_configured_header_replaces_ours_however_it_is_written() -> None:
+    heads = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        prober = Prober({"authorization": "Basic eDp5"}, "secret")
+        await prober.probe(rule(url=f"http://127.0.0.1:{port}/health"), "127.0.0.1", port, 2.0)
+        await prober.close()
+    assert [line for line in heads[0].splitlines() if line.lower().startswith(b"authorization")] == [
+        b"authorization: Basic eDp5"
+    ]
+
+
+async def test_a_probe_that_needs_no_body_waits_for_none() -> None:
+    """A ready path may be a stream that never ends."""
+    is_over = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        is_over.set()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        prober = Prober({}, None)
+        found = await prober.probe(rule(url=f"http://127.0.0.1:{port}/"), "127.0.0.1", port, 2.0)
+        await prober.close()
+        await is_over.wait()
+    assert found.is_ready
+
+
 @pytest.mark.parametrize("said", [b"", b"SSH-2.0-x\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", b"\0" * 9000])
 async def test_whoever_speaks_no_http_is_not_ready_and_nothing_raises(said: bytes) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

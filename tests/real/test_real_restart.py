@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
-from real_kit import Start, assert_said_by, is_gone, llama, slow_llama, until
+from http_servers import LM_STUDIO, LmStudio, OllamaDaemon, ScriptedServer
+from real_kit import Start, assert_said_by, demo_engine, is_gone, llama, slow_llama, until
 
 pytestmark = pytest.mark.real
 
@@ -91,3 +97,48 @@ def test_on_exit_keep_leaves_the_engine_for_the_next_router(start: Start) -> Non
     # So that the end of this test finds nothing left.
     router.post("/admin/unload", {"engine": "red"})
     until(lambda: is_gone(red), "it is unloaded")
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[asyncio.AbstractEventLoop]:
+    """A loop in a thread of its own, for servers that answer while the test blocks."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield loop
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+@pytest.fixture(params=[OllamaDaemon, LmStudio])
+def server(request: pytest.FixtureRequest, elsewhere: asyncio.AbstractEventLoop) -> Iterator[ScriptedServer]:
+    made: ScriptedServer = request.param()
+    asyncio.run_coroutine_threadsafe(made.listen(), elsewhere).result(5)
+    yield made
+    asyncio.run_coroutine_threadsafe(made.stop(), elsewhere).result(5)
+
+
+def test_what_a_server_had_loaded_for_a_killed_router_is_taken_over_and_freed_later(
+    server: ScriptedServer, start: Start
+) -> None:
+    is_ollama = isinstance(server, OllamaDaemon)
+    model = "phi:3b" if is_ollama else "qwen"
+    settings: dict[str, Any] = {"base_url": server.url}
+    settings |= {"type": "ollama"} if is_ollama else {"type": "api_swap", "served_models": [model], **LM_STUDIO}
+    light = {"type": "generic_process", "start_cmd": demo_engine("light")}
+    router = start({"shared": settings, "light": light}, swap_memory_settle_timeout_s=2)
+    slot = "shared" if is_ollama else f"shared/{model}"
+
+    def loaded() -> list[str]:
+        return server.running if isinstance(server, OllamaDaemon) else server.loaded
+
+    assert router.ask(model)
+    assert len(loaded()) == 1
+    router.kill()
+    router.start()
+    until(lambda: router.phase(slot) == "ready", "it is taken over")
+    assert router.ask(model)
+    assert is_ollama or len(server.called("POST /api/v1/models/load")) == 1, "nothing is loaded again"
+    assert router.ask("light")
+    assert loaded() == []

@@ -120,6 +120,39 @@ def test_start_returns_when_the_port_answers_and_a_stop_leaves_nothing(service: 
     assert service.show("Result") == "success"
 
 
+def test_systemctl_reload_returns_when_the_new_configuration_counts(service: RouterService) -> None:
+    service.configure()
+    service.install()
+    service.systemctl("start", NAME)
+    service.ask("a")
+    router, engine = service.pid, service.engine()
+    service.configure(aliases={"other": "a"})
+    service.systemctl("reload", NAME)
+    until_reloaded(service)
+    service.ask("other")
+    service.config.write_text("engines: {a: {type: generic")
+    # A unit has no word for it: what is wrong is in the journal, in /status, and in `routerctl reload`.
+    service.systemctl("reload", NAME)
+    until(lambda: "problems" in last_reload(service) and last_reload(service)["problems"], "it is refused")
+    service.ask("other")
+    assert service.show("StatusText") == f"listening on {service.url}"
+    assert service.show("ActiveState") == "active"
+    assert (service.pid, service.engine().pid) == (router, engine.pid)
+
+
+def last_reload(service: RouterService) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{service.url}/status", timeout=10) as answer:
+        found: dict[str, Any] = json.load(answer)["reload"] or {}
+    return found
+
+
+def until_reloaded(service: RouterService) -> None:
+    """At once with `Type=notify-reload`; an older systemd only sends the signal."""
+    if service.show("Type") == "notify-reload":
+        assert last_reload(service)["reloaded"]
+    until(lambda: last_reload(service).get("reloaded"), "it is reloaded")
+
+
 def test_a_stop_with_an_open_stream_ends_inside_the_units_time(service: RouterService) -> None:
     service.configure()
     service.install()

@@ -109,6 +109,33 @@ def test_after_a_hard_end_of_the_router_the_unit_is_adopted_and_not_started_twic
     assert is_gone(heavy)
 
 
+def test_a_unit_that_somebody_starts_is_stopped_before_the_next_start_and_for_a_hold(
+    manager: UserManager, unit: Unit, start: Start
+) -> None:
+    router = start(engines(unit))
+    for _ in range(2):
+        assert unit.state == "inactive"
+        manager.systemctl("start", unit.name)
+        heavy = unit.process
+        assert router.ask("light")
+        assert is_gone(heavy)
+        end_light(router)
+    manager.systemctl("start", unit.name)
+    assert router.post("/admin/hold", {"owner": "comfy"}).status == 200
+    assert unit.state == "inactive"
+    assert router.post("/admin/release", {}).status == 200
+
+
+def test_a_unit_that_somebody_starts_serves_when_it_is_asked_for(
+    manager: UserManager, unit: Unit, start: Start
+) -> None:
+    router = start(engines(unit))
+    manager.systemctl("start", unit.name)
+    heavy = unit.process
+    assert router.ask("heavy")
+    assert unit.process == heavy
+
+
 def test_a_unit_left_running_is_adopted_again_after_on_exit_keep(unit: Unit, start: Start) -> None:
     router = start(engines(unit), on_exit="keep")
     router.ask("heavy")

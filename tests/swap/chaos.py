@@ -44,6 +44,7 @@ class Arrival:
 class Blow:
     """Something that happens to a slot: crash, an outcome of its next start, stuck, swap (said aloud), unload.
 
+    At the hands of others: outside (loaded), taken away (unloaded).
     Or to all of them: hold (refuse or queue, for a time or until the release), release.
     """
 
@@ -62,6 +63,7 @@ class Life:
     arrivals: tuple[Arrival, ...]
     blows: tuple[Blow, ...]
     has_priorities: bool
+    shared: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -90,6 +92,7 @@ class Record:
     lowest: int = 0
     holds: list[tuple[float, float]] = field(default_factory=list)
     frees: int = 0
+    found: int = 0
 
     def outcomes(self) -> Counter[str]:
         return Counter(v.outcome for v in self.visits)
@@ -147,6 +150,12 @@ def draw(seed: int, arrivals: int = 120, *, is_calm: bool = False) -> Life:
     # Dice of their own: a life without holds is the same as before there were any.
     holds = random.Random(~seed)
     has_holds = not is_calm and holds.random() < 0.3
+    # And so are those of a life in which others load models.
+    others = random.Random(seed ^ 0x5EED)
+    engines_of_one = [n.engine for n in names if n.model is None]
+    shared = frozenset(others.sample(engines_of_one, 1 + (len(engines_of_one) > 2)))
+    if is_calm or others.random() > 0.3:
+        shared = frozenset()
     pace = dice.choice([0.05, 0.2, 0.6])
     at, came, blows = 0.0, [], []
     for _ in range(arrivals):
@@ -165,6 +174,9 @@ def draw(seed: int, arrivals: int = 120, *, is_calm: bool = False) -> Life:
         if has_holds and holds.random() < 0.04:
             kind = holds.choice(["hold refuse", "hold queue", "hold refuse 2", "hold queue 2", "release", "release"])
             blows.append(Blow(at, kind, names[0]))
+        if shared and others.random() < 0.08:
+            name = others.choice([n for n in names if n.engine in shared])
+            blows.append(Blow(at + others.random() * pace, others.choice(["outside", "outside", "taken away"]), name))
         if not is_calm and dice.random() < 0.12:
             kind = dice.choice(
                 ["crash", "crash", "fail", "oom", "timeout", "crash at ready", "stuck", "swap", "unload"]
@@ -173,7 +185,9 @@ def draw(seed: int, arrivals: int = 120, *, is_calm: bool = False) -> Life:
     total = (budget if has_budget or together else max(needs.values())) * 11 // 10
     if together:
         total = sum(needs.values()) * 11 // 10
-    return Life(seed, specs, rules, scripts, total, tuple(came), tuple(blows), has_priorities)
+    if shared:
+        total = sum(needs.values())  # what others load comes on top
+    return Life(seed, specs, rules, scripts, total, tuple(came), tuple(blows), has_priorities, shared)
 
 
 class Watch:
@@ -186,14 +200,21 @@ class Watch:
         self._hold: Hold | None = None
         self._starts = 0
         self._holders = {s.id: s.spec for s in self._slots if s.spec.holds_memory}
+        # Slots that others have loaded, until they have left or are started from here.
+        self._outsiders: set[SlotId] = set()
 
     def step(self) -> None:
         self._record.steps += 1
         world = self._world
+        outside = world.machine.outside
         resident = {s.id for s in self._slots if s.phase is not Phase.COLD and s.id in self._holders}
-        assert self._may_be_together(resident), f"{now():.4f}: resident together: {sorted(map(str, resident))}"
+        ours = {s.id for s in self._slots if s.phase in (Phase.COLD, Phase.STARTING)} - outside.keys()
+        self._outsiders = (self._outsiders | outside.keys()) - ours
+        together = resident - self._outsiders
+        assert self._may_be_together(together), f"{now():.4f}: resident together: {sorted(map(str, together))}"
         self._look_at_hold(resident)
-        running = world.machine.running.keys() & self._holders.keys()
+        self._look_at_outsiders()
+        running = world.machine.running.keys() & self._holders.keys() - outside.keys()
         assert running <= resident, f"{now():.4f}: runs unseen: {running - resident}"
         queued = 0
         for slot in self._slots:
@@ -217,7 +238,21 @@ class Watch:
             assert self._started() == self._starts, f"{now():.4f}: started under the hold of {hold.owner}"
             if hold.is_free:
                 assert not resident, f"{now():.4f}: resident under a hold: {resident}"
+                before = {s for s, at in self._world.machine.outside.items() if at < hold.began_at}
+                assert not before & self._holders.keys(), f"{now():.4f}: called free with {before} in memory"
                 record.frees += 1
+
+    def _look_at_outsiders(self) -> None:
+        """Nothing starts on top of what others had loaded before its swap began."""
+        world = self._world
+        for slot in self._slots:
+            swap = world.coordinator.lane_of(slot.id).swap
+            if slot.phase is not Phase.STARTING or slot.id not in self._holders or swap is None:
+                continue
+            before = {s for s, at in world.machine.outside.items() if at < swap.began_at and s in self._holders}
+            assert all(self._may_be_together({slot.id, s}) for s in before), (
+                f"{now():.4f}: {slot.id} starts on top of {before}, which others had loaded"
+            )
 
     def _started(self) -> int:
         return sum(s in self._holders for _, s, _, after in self._world.diary.moves if after is Phase.STARTING)
@@ -248,11 +283,12 @@ def live(life: Life) -> Record:
 async def _live(life: Life) -> Record:
     machine = Machine(life.total)
     scripts = {str(n): replace(s, outcomes=s.outcomes.copy()) for n, s in life.scripts.items()}
-    world = World(life.specs, life.rules, scripts=scripts, machine=machine)
+    world = World(life.specs, life.rules, scripts=scripts, machine=machine, shared=life.shared)
     record = Record(life, [Visit(a) for a in life.arrivals])
     watch = Watch(world, record)
 
     def moved() -> None:
+        record.found += world.diary.moves[-1][2:] == (Phase.COLD, Phase.READY) if world.diary.moves else 0
         watch.step()
         if world.diary.reports and (not record.swaps or record.swaps[-1][2] is not world.diary.reports[-1]):
             report = world.diary.reports[-1]
@@ -349,6 +385,11 @@ def _strike(world: World, blow: Blow) -> None:
         world.engines[blow.slot.engine].crash(blow.slot)
     elif blow.kind == "stuck":
         script.stuck += 1
+    elif blow.kind == "outside":
+        if blow.slot not in world.machine.running and world.coordinator.slots[blow.slot].phase is Phase.COLD:
+            world.shared(blow.slot.engine).load(blow.slot)
+    elif blow.kind == "taken away":
+        world.shared(blow.slot.engine).unload(blow.slot)
     elif blow.kind == "unload":
         world.coordinator.unload(blow.slot)
     else:

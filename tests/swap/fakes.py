@@ -13,13 +13,14 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from enginerouter.engines.base import OnExit
-from enginerouter.errors import EngineCrashed, FreeFailed, PortTaken, StartFailed, StartTimedOut
+from enginerouter.engines.base import Claim, Found, OnExit
+from enginerouter.errors import EngineCrashed, EngineUnloaded, FreeFailed, PortTaken, StartFailed, StartTimedOut
 from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.memory import HostSource
 from enginerouter.swap.model import Learned, Lease, Rules, SlotSpec, SwapReport
 from enginerouter.swap.phases import Phase
+from enginerouter.swap.renewal import Renewed
 from swap.virtual_time import now
 
 MIB = 1024**2
@@ -74,6 +75,8 @@ class Machine(HostSource):
     def __init__(self, total: int = 100 * GIB) -> None:
         self.total = total
         self.running: dict[SlotId, int] = {}
+        # Of those: what somebody else has loaded, and when.
+        self.outside: dict[SlotId, float] = {}
         self.returning: list[Returning] = []
         self.others: Callable[[float], int] = lambda _: 0
         self.is_readable = True
@@ -98,6 +101,7 @@ class Machine(HostSource):
 
     def give_back(self, slot: SlotId, script: Script) -> None:
         size = self.running.pop(slot, None)
+        self.outside.pop(slot, None)
         if size:
             self.returning.append(Returning(size, now() + script.late_s, script.return_bytes_s))
 
@@ -115,6 +119,7 @@ class FakeEngine:
         self.to_adopt: list[SlotId] = []
         self.adopt_error: Exception | None = None
         self.frozen: str | None = None
+        self.is_closed = False
         self._on_exit: OnExit | None = None
         self._busy: dict[SlotId, str] = {}
 
@@ -197,12 +202,61 @@ class FakeEngine:
             self.machine.take(slot, self.scripts[slot].held)
         return self.to_adopt
 
+    async def close(self) -> None:
+        self.is_closed = True
+
     def crash(self, slot: SlotId) -> None:
         """The slot's process dies, and the coordinator is told, as a watcher would."""
         if slot in self.machine.running and self._busy.get(slot) != "stop":
             self.machine.give_back(slot, self.scripts[slot])
             assert self._on_exit is not None
             self._on_exit(slot, EngineCrashed(self._name, f"{slot} died"))
+
+
+class SharedEngine(FakeEngine):
+    """A server that runs on its own: others load and unload there (`load`, `unload`), and it may be asked (`looks`).
+
+    With `loads_on_request` its start takes nothing, and `load` is the first request's doing. `claim` is what it says.
+    """
+
+    def __init__(self, name: str, machine: Machine, scripts: dict[SlotId, Script]) -> None:
+        super().__init__(name, machine, scripts)
+        self.looks = 0
+        self.look_s = 0.0
+        self.look_error: Exception | None = None
+        self.is_ready = True
+        self.loads_on_request = False
+        self.claim: int | None = None
+
+    def load(self, slot: SlotId) -> None:
+        self.machine.take(slot, self.scripts[slot].held)
+        self.machine.outside[slot] = now()
+
+    def unload(self, slot: SlotId) -> None:
+        """Behind the router's back; its watcher notices."""
+        if slot in self.machine.running and slot not in self._busy:
+            self.machine.give_back(slot, self.scripts[slot])
+            assert self._on_exit is not None
+            self._on_exit(slot, EngineUnloaded(self._name, f"{slot} was unloaded"))
+
+    async def in_memory(self) -> list[Found]:
+        self.looks += 1
+        await asyncio.sleep(self.look_s)
+        if self.look_error is not None:
+            raise self.look_error
+        return [Found(slot, self.is_ready) for slot in self.scripts if slot in self.machine.running]
+
+    async def claimed(self, slot: SlotId) -> Claim | None:
+        return None if self.claim is None else Claim(self.claim, 0)
+
+    async def start(self, slot: SlotId) -> None:
+        if slot in self.machine.running:
+            self.machine.outside.pop(slot, None)
+            del self.machine.running[slot]  # it is as if it had started just now
+        if self.loads_on_request:
+            self.starts.append((now(), slot))
+            return
+        await super().start(slot)
 
 
 class Diary:
@@ -248,7 +302,10 @@ def learned(start_s: float) -> Learned:
 
 
 class World:
-    """A coordinator over scripted engines. `specs` are slot names or SlotSpecs; `scripts` go by slot name."""
+    """A coordinator over scripted engines. `specs` are slot names or SlotSpecs; `scripts` go by slot name.
+
+    `shared`: the engines that are SharedEngines.
+    """
 
     def __init__(
         self,
@@ -259,6 +316,7 @@ class World:
         machine: Machine | None = None,
         known: dict[str, Learned] | None = None,
         knows_bytes: bool = True,
+        shared: Collection[str] = (),
     ) -> None:
         self.specs = [s if isinstance(s, SlotSpec) else spec(s) for s in specs]
         self.rules = rules or Rules()
@@ -267,7 +325,9 @@ class World:
         given = {sid(k): v for k, v in (scripts or {}).items()}
         self.scripts = {s.id: given.get(s.id) or Script(own_bytes=knows_bytes) for s in self.specs}
         self.engines = {
-            name: FakeEngine(name, self.machine, {s: c for s, c in self.scripts.items() if s.engine == name})
+            name: (SharedEngine if name in shared else FakeEngine)(
+                name, self.machine, {s: c for s, c in self.scripts.items() if s.engine == name}
+            )
             for name in {s.id.engine: None for s in self.specs}
         }
         self.coordinator = Coordinator(
@@ -279,6 +339,7 @@ class World:
             learned={sid(k): v for k, v in (known or {}).items()},
             now=now,
         )
+        self.configured = set(self.engines)
         self.requests: set[asyncio.Task[str]] = set()
 
     async def __aenter__(self) -> World:
@@ -296,6 +357,11 @@ class World:
 
     def engine(self, slot: str) -> FakeEngine:
         return self.engines[sid(slot).engine]
+
+    def shared(self, slot: str) -> SharedEngine:
+        engine = self.engine(slot)
+        assert isinstance(engine, SharedEngine)
+        return engine
 
     def script(self, slot: str) -> Script:
         return self.scripts[sid(slot)]
@@ -337,6 +403,35 @@ class World:
         await self.ask(slot, 0.0)
         await asyncio.sleep(self.rules.linger_s + 0.01)
 
+    def reload(
+        self,
+        specs: Iterable[str | SlotSpec],
+        *,
+        changed: Iterable[str] = (),
+        replaced: Iterable[str] = (),
+        rules: Rules | None = None,
+    ) -> dict[str, FakeEngine]:
+        """What a reload tells the coordinator; gives the new engines. `replaced`: those that another one follows."""
+        there = [s if isinstance(s, SlotSpec) else spec(s) for s in specs]
+        self.scripts = {s.id: self.scripts.get(s.id) or Script(own_bytes=True) for s in there} | self.scripts
+        named, before = {s.id.engine for s in there}, self.configured
+        new = {
+            name: FakeEngine(name, self.machine, {s: c for s, c in self.scripts.items() if s.engine == name})
+            for name in named
+            if name not in before or name in replaced
+        }
+        renewed = Renewed(
+            there,
+            rules or self.rules,
+            lambda _: None,
+            engines=new,
+            removed=before - named,
+            changed_slots=frozenset(map(sid, changed)),
+        )
+        self.configured = named
+        self.coordinator.renew(renewed, {})
+        return new
+
     def is_at_rest(self) -> bool:
         """No swap, no lease, no ticket."""
         slots = self.coordinator.slots.values()
@@ -369,11 +464,7 @@ async def leased(coordinator: Coordinator, slot: SlotId, *, priority: int = 0) -
     """As the data path uses it."""
     lease = coordinator.try_lease(slot)
     if lease is None:
-        ticket = coordinator.enqueue(slot, priority=priority)
-        try:
+        with coordinator.place(slot, priority=priority) as ticket:
             lease = await ticket.granted
-        except BaseException:
-            coordinator.leave(ticket)
-            raise
     with lease:
         yield lease

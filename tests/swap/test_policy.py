@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
+from enginerouter.swap.circuit import StartCircuit
 from enginerouter.swap.hold import Hold
 from enginerouter.swap.model import Lane, Lease, Plan, Rules, Slot, SlotSpec, Swap, Ticket
 from enginerouter.swap.phases import Phase
@@ -22,7 +24,7 @@ from enginerouter.swap.policy import (
     patience_s,
     should_end_start,
 )
-from swap.fakes import sid
+from swap.fakes import GIB, sid
 
 NOW = 1000.0
 RULES = Rules(min_residency_s=2.0, max_wait_s=15.0, linger_s=0.25)
@@ -298,9 +300,38 @@ def test_under_a_hold_everything_goes_pinned_and_busy_or_not():
 
 def test_under_a_hold_nothing_starts_and_nobody_is_let_in():
     cold, ready = wait_for(slot("a")), wait_for(slot("b", Phase.READY))
-    assert next_step(held(cold, slot("c", is_preloaded=True)), RULES, NOW) == Wait(None)
+    waiting = held(cold, slot("c", is_preloaded=True))
+    assert next_step(waiting, RULES, NOW) == Begin(Plan(None, (), "hold")), "what others loaded is looked for once"
+    assert waiting.hold is not None
+    waiting.hold.has_looked = True
+    assert next_step(waiting, RULES, NOW) == Wait(None)
     assert grantable(ready, held(ready)) is None
     assert not is_clock_running(cold, held(cold, ready), RULES)
+
+
+def test_what_sleeps_is_in_the_way_of_a_hold():
+    asleep = slot("a")
+    asleep.kept_bytes = 0
+    assert next_step(held(asleep), RULES, NOW) == Begin(Plan(None, (sid("a"),), "hold"))
+
+
+def test_a_pinned_slot_that_is_to_come_back_goes_before_who_could_not_wait_beside_it():
+    """After a hold with `mode: queue`; before it, the other request would have been refused."""
+    pinned, waiting = slot("a", is_pinned=True), wait_for(slot("b"))
+    pinned.wish = "preload"
+    assert next_step(lane(waiting, pinned), RULES, NOW) == Begin(Plan(sid("a"), (), "preload"))
+    pinned.phase = Phase.READY
+    assert next_step(lane(waiting, pinned), RULES, NOW) == Refuse(waiting, [pinned])
+
+
+def test_a_pinned_slot_goes_first_only_where_it_may_start_and_matters():
+    waiting = wait_for(slot("b", need_bytes=GIB))
+    fits = slot("a", is_pinned=True, need_bytes=GIB)
+    fits.wish = "preload"
+    assert begun(next_step(lane(waiting, fits), replace(RULES, budget_bytes=4 * GIB), NOW)) == "b"
+    failing = slot("a", is_pinned=True)
+    failing.wish, failing.circuit = "preload", StartCircuit(failures=3, open_until=NOW + 9)
+    assert begun(next_step(lane(wait_for(slot("b")), failing), RULES, NOW)) == "b"
 
 
 def test_a_hold_ends_a_start_whoever_waits_for_it():

@@ -61,6 +61,7 @@ def test_the_promises_hold_after_every_step_of_many_random_lives(seeds: range):
     holds = sum(len(r.holds) for r in records)
     print(f"{holds} holds, {sum(r.frees for r in records)} steps with the memory free for somebody else")
     assert holds > len(seeds) / 4
+    assert sum(r.found for r in records) > len(seeds) / 4, "others load models"
 
 
 @seeds(10_000, 15, 60)
@@ -80,6 +81,8 @@ def test_no_engine_is_started_on_memory_that_is_not_back(seeds: range):
     lives = 0
     for seed in seeds:
         life = draw(seed)
+        if life.shared:
+            continue  # what others load comes on top
         scripts = {n: replace(s, own_bytes=True) for n, s in life.scripts.items()}
         specs = tuple(replace(s, holds_memory=True) for s in life.specs)
         record = check(replace(life, scripts=scripts, specs=specs))

@@ -74,14 +74,15 @@ async def test_a_passed_queue_timeout_does_not_spin_while_the_swap_goes_on():
         waiting = world.request("b")
         await asyncio.sleep(11.0)
         dispatches = 0
-        dispatch = world.coordinator._dispatch
+        dispatcher = world.coordinator._dispatcher
+        dispatch = dispatcher.run
 
         def counted(lane: object) -> None:
             nonlocal dispatches
             dispatches += 1
             dispatch(lane)  # type: ignore[arg-type]
 
-        world.coordinator._dispatch = counted  # type: ignore[method-assign, assignment]
+        dispatcher.run = counted  # type: ignore[method-assign, assignment]
         await asyncio.sleep(50.0)
         assert dispatches == 0
         await waiting

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from enginerouter.slots import SlotId
 from enginerouter.swap.held import note_kept
 from enginerouter.swap.model import Slot
@@ -16,26 +18,30 @@ class SleepyEngine(FakeEngine):
 
     def __init__(self, name: str, machine, scripts: dict[SlotId, Script]) -> None:
         super().__init__(name, machine, scripts)
-        self.asleep: set[SlotId] = set()
+        self.sleeping: set[SlotId] = set()
         self.ended: list[SlotId] = []
 
+    def asleep(self) -> set[SlotId]:
+        return self.sleeping
+
     async def start(self, slot: SlotId) -> None:
-        if slot in self.asleep:
-            self.asleep.discard(slot)
+        if slot in self.sleeping:
+            self.sleeping.discard(slot)
             self.machine.running.pop(slot)
         await super().start(slot)
 
     async def stop(self, slot: SlotId) -> None:
         held = self.machine.running.get(slot, 0)
-        if not held or slot in self.asleep:
+        if not held or slot in self.sleeping:
             return
         self.machine.running[slot] = KEPT
         self.machine.returning.append(Returning(held - KEPT, now() + 1.0, None))
-        self.asleep.add(slot)
+        self.sleeping.add(slot)
 
     async def end(self, slot: SlotId) -> None:
         self.ended.append(slot)
-        self.machine.running.pop(slot, None)
+        self.sleeping.discard(slot)
+        self.machine.give_back(slot, self.scripts[slot])
 
     async def held_bytes(self, slot: SlotId) -> int | None:
         return self.machine.running.get(slot, 0)
@@ -67,8 +73,9 @@ async def test_waking_needs_only_what_it_does_not_hold_already():
     """Otherwise an idle neighbour would be evicted for it."""
     async with sleepy_world(spec("a"), "b") as world:
         await world.serve("a")
-        assert world.unload("a")
-        await world.in_phase("a", "cold")
+        await world.serve("b")
+        assert world.unload("b")
+        await world.in_phase("b", "cold")
         world.machine.others = lambda at: 91 * GIB  # of 100: 6 are left, it holds 3 and needs 8
         before = now()
         await world.serve("a")
@@ -85,6 +92,69 @@ async def test_at_the_end_it_is_ended_also_where_it_sleeps():
         await world.coordinator.close()
         assert engine.ended == [sid("a")]
         assert world.resident() == []
+
+
+@virtual
+async def test_a_hold_ends_what_sleeps_too():
+    """Else `is_free` would be said of memory that is not."""
+    async with sleepy_world("a", "b") as world:
+        await world.serve("a")
+        await world.serve("b")
+        hold = world.coordinator.hold("somebody")
+        await hold.decided.wait()
+        assert hold.is_free
+        assert world.engines["a"].ended == [sid("a")]
+        assert world.machine.truly_available() == world.machine.total
+
+
+@virtual
+async def test_an_explicit_unload_ends_what_sleeps_and_what_would_sleep():
+    async with sleepy_world("a", "b") as world:
+        await world.serve("a")
+        await world.serve("b")
+        assert world.unload("a")
+        await world.until(lambda: world.engines["a"].ended == [sid("a")])
+        assert world.resident() == ["b"], "its neighbour stays"
+        await world.until(world.is_at_rest)
+        assert not world.unload("a"), "nothing of it is in memory any more"
+        await world.serve("a")
+        assert world.unload("a")
+        await world.until(lambda: world.resident() == [])
+        await world.until(world.is_at_rest)
+
+
+@virtual
+async def test_what_slept_for_as_long_as_it_may_be_idle_is_ended():
+    async with sleepy_world(spec("a", idle_unload_s=10.0), "b") as world:
+        await world.serve("a")
+        await world.serve("b")
+        assert world.engines["a"].ended == []
+        await asyncio.sleep(10.0)
+        assert world.engines["a"].ended == [sid("a")]
+        assert world.phase("b") == "ready"
+
+
+@virtual
+async def test_a_start_that_is_short_of_memory_ends_what_sleeps_first():
+    async with sleepy_world("a", spec("b", need_bytes=98 * GIB)) as world:
+        world.script("b").held = 98 * GIB
+        await world.serve("a")
+        await world.serve("b")
+        assert world.engines["a"].ended == [sid("a")]
+        assert world.machine.lowest >= 0, "never started on top"
+
+
+@virtual
+async def test_what_sleeps_is_known_after_a_restart_of_the_router():
+    world = sleepy_world("a", "b")
+    world.machine.running[sid("a")] = KEPT
+    world.engines["a"].sleeping.add(sid("a"))
+    async with world:
+        slot = world.coordinator.slots[sid("a")]
+        assert (slot.is_asleep, slot.kept_bytes) == (True, KEPT)
+        assert world.unload("a")
+        await world.until(lambda: world.resident() == [])
+        await world.until(world.is_at_rest)
 
 
 def test_what_is_kept_is_taken_off_what_is_missing() -> None:

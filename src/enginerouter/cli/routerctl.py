@@ -191,6 +191,7 @@ SHOWN: Mapping[str, Callable[[Mapping[str, Any]], list[str]]] = {
     **dict.fromkeys(ASKS, show.plain),
     "status": show.status,
     "queue": show.queue,
+    "reload": show.reload,
     "models": lambda found: show.models(found, found["phases"]),
 }
 

@@ -121,6 +121,31 @@ def phases_by_name(found: Mapping[str, Any]) -> dict[str, str]:
     return phases
 
 
+RELOADED = {
+    "added": "new",
+    "removed": "gone, once idle",
+    "removed_profiles": "gone, once idle",
+    "changed": "restart at their next need",
+    "changed_profiles": "restart at their next need",
+    "moved": "asked elsewhere",
+    "live": "keys that count at once",
+}
+
+
+def reload(found: Mapping[str, Any]) -> list[str]:
+    """What a reload has changed, a line for each kind of change."""
+    changes = found.get("changes") or {}
+    told = [
+        (what, ["/".join(n) if isinstance(n, list) else str(n) for n in changes[key]])
+        for key, what in RELOADED.items()
+        if changes.get(key)
+    ]
+    if waits := found.get("needs_restart"):
+        told.append(("count when the router is started again", list(map(str, waits))))
+    lines = [f"{what}: {printable(', '.join(names), 500)}" for what, names in told] or ["nothing has changed"]
+    return lines + [f"warning: {printable(str(w.get('text')), 500)}" for w in found.get("warnings") or ()]
+
+
 def plain(found: Any, depth: int = 0) -> list[str]:
     """Any answer: one line per value, indented like YAML."""
     pad = "  " * depth

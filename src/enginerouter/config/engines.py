@@ -31,7 +31,7 @@ class EngineSettings:
     """What every engine has. `name` is its key under `engines:`."""
 
     name: str
-    type: Annotated[str, Key("The kind of engine.")]
+    type: Annotated[str, Key("The kind of engine.", reload="engine")]
     base_url: Annotated[
         str | None,
         Key(
@@ -39,6 +39,7 @@ class EngineSettings:
             "the router launches: a free port is chosen and `{port}` in `start_cmd` carries it. Where the path ends "
             "in a version or `openai` (`https://openrouter.ai/api/v1`), it stands for the `/v1` of requests.",
             form="url",
+            reload="engine",
         ),
     ] = None
     enabled: Annotated[bool, Key("A disabled engine is never started and serves nothing.")] = True
@@ -110,7 +111,10 @@ class EngineSettings:
         float | None, Key("Longest wait for the first byte of an answer; null = no limit.", "s", gt=0)
     ] = None
     holds_memory: Annotated[
-        bool, Key("False lets a local engine live beside all others: it is never evicted and starts at once.")
+        bool,
+        Key(
+            "False lets a local engine live beside all others: it is never evicted and starts at once.", reload="engine"
+        ),
     ] = True
     trust_local: Annotated[bool, Key("Treat `base_url` as this machine, whatever its address.")] = False
     rollback: Annotated[bool, Key("Start this engine again if a swap away from it fails.")] = False
@@ -127,7 +131,8 @@ class EngineSettings:
         str | None,
         Key(
             "Path that puts a process to sleep instead of stopping it (vLLM: `/sleep?level=1`); `is_sleeping` beside "
-            "it is asked whether it does. What it keeps while it sleeps is not counted.",
+            "it is asked whether it does. What it keeps while it sleeps is not counted; `idle_unload_s`, an unload and "
+            "a hold end it for good.",
             form="path",
         ),
     ] = None
@@ -148,7 +153,7 @@ class Profile:
     """A model of a `generic_process` engine with its own launch flags. `id` is its key in `profiles:`."""
 
     id: str
-    model: Annotated[Path, Key("The model file; `{model}` in `start_cmd`.")]
+    model: Annotated[Path, Key("The model file; `{model}` in `start_cmd`.", reload="engine")]
     name: Annotated[str | None, Key("Name shown to people; null = the id.")] = None
     flags: Annotated[
         Mapping[str, Any],
@@ -156,11 +161,14 @@ class Profile:
             "Launch flags, `{flags}` in `start_cmd`: `ctx-size: 8192` becomes `--ctx-size 8192`, `c: 8192` "
             "becomes `-c 8192`, and a name that begins with `-` stays as it is; on/off/yes/no become `on` or `off`; "
             "null is a bare switch; a list repeats the flag; numbers stay as written.",
+            reload="engine",
         ),
     ] = field(default_factory=dict)
     env: Annotated[
         Mapping[str, str],
-        Key("Environment of this profile, over the engine's.", form="env", as_text=True, is_secret=True),
+        Key(
+            "Environment of this profile, over the engine's.", form="env", as_text=True, is_secret=True, reload="engine"
+        ),
     ] = field(default_factory=dict, repr=False)
     memory_gib: Annotated[float | Literal["auto"] | None, Key("As for engines.", "GiB", gt=0)] = None
     pin: Annotated[bool, Key("As for engines.")] = False
@@ -172,12 +180,13 @@ class Profile:
 class GenericProcess(EngineSettings):
     """A server that the router launches, supervises and stops."""
 
-    type: Annotated[Literal["generic_process"], Key("The kind of engine.")] = "generic_process"
+    type: Annotated[Literal["generic_process"], Key("The kind of engine.", reload="engine")] = "generic_process"
     start_cmd: Annotated[
         tuple[str, ...],
         Key(
             "The command, as a list of arguments; one string is split like a shell would. No shell is run. "
             "`{port}` becomes the port; with profiles `{model}`, `{id}` and `{flags}` become the profile's.",
+            reload="engine",
             is_command=True,
             as_text=True,
             nonempty=True,
@@ -185,9 +194,9 @@ class GenericProcess(EngineSettings):
     ]
     env: Annotated[
         Mapping[str, str],
-        Key("Environment variables, over the router's own.", form="env", as_text=True, is_secret=True),
+        Key("Environment variables, over the router's own.", form="env", as_text=True, is_secret=True, reload="engine"),
     ] = field(default_factory=dict, repr=False)
-    cwd: Annotated[Path | None, Key("Working directory; null = the router's.")] = None
+    cwd: Annotated[Path | None, Key("Working directory; null = the router's.", reload="engine")] = None
     stop_cmd: Annotated[
         tuple[str, ...],
         Key(
@@ -227,7 +236,7 @@ class GenericProcess(EngineSettings):
 class ApiSwap(EngineSettings):
     """A server that is always on and loads and unloads its models over HTTP (TabbyAPI, LM Studio, …)."""
 
-    type: Annotated[Literal["api_swap"], Key("The kind of engine.")] = "api_swap"
+    type: Annotated[Literal["api_swap"], Key("The kind of engine.", reload="engine")] = "api_swap"
     health_path: Annotated[str, Key("Path that answers when the server is up.", form="path")] = "/v1/models"
     load_path: Annotated[
         str, Key("Path that loads a model; empty = the server loads on request.", form="path_or_empty")
@@ -262,8 +271,10 @@ class ApiSwap(EngineSettings):
 class Ollama(EngineSettings):
     """An Ollama daemon: never stopped, freed by unloading its models."""
 
-    type: Annotated[Literal["ollama"], Key("The kind of engine.")] = "ollama"
-    base_url: Annotated[str | None, Key("Where the daemon answers.", form="url")] = "http://127.0.0.1:11434"
+    type: Annotated[Literal["ollama"], Key("The kind of engine.", reload="engine")] = "ollama"
+    base_url: Annotated[str | None, Key("Where the daemon answers.", form="url", reload="engine")] = (
+        "http://127.0.0.1:11434"
+    )
     api: Annotated[tuple[Dialect, ...], Key("Dialects that the engine serves itself.", nonempty=True)] = (
         "openai",
         "ollama",
@@ -278,9 +289,9 @@ class Ollama(EngineSettings):
 class SystemdUnit(EngineSettings):
     """A systemd unit, started and stopped through `systemctl`."""
 
-    type: Annotated[Literal["systemd_unit"], Key("The kind of engine.")] = "systemd_unit"
-    unit: Annotated[str, Key("Name of the unit.", nonempty=True)]
-    scope: Annotated[Literal["user", "system"], Key("Whose manager runs the unit.")] = "user"
+    type: Annotated[Literal["systemd_unit"], Key("The kind of engine.", reload="engine")] = "systemd_unit"
+    unit: Annotated[str, Key("Name of the unit.", nonempty=True, reload="engine")]
+    scope: Annotated[Literal["user", "system"], Key("Whose manager runs the unit.", reload="engine")] = "user"
     ready_path: Annotated[str | None, Key("Path that answers `ready_status` when it is ready.", form="path")] = (
         "/v1/models"
     )
@@ -290,7 +301,7 @@ class SystemdUnit(EngineSettings):
 class Remote(EngineSettings):
     """An OpenAI-compatible provider or another box: holds no memory here and is never swapped."""
 
-    type: Annotated[Literal["remote"], Key("The kind of engine.")] = "remote"
+    type: Annotated[Literal["remote"], Key("The kind of engine.", reload="engine")] = "remote"
     first_byte_timeout_s: Annotated[
         float | None, Key("Longest wait for the first byte of an answer; null = no limit.", "s", gt=0)
     ] = 120.0
@@ -300,7 +311,7 @@ class Remote(EngineSettings):
 class Ds4(EngineSettings):
     """The old name of `systemd_unit` (with `control: process`: of `generic_process`), with its defaults."""
 
-    type: Annotated[Literal["ds4"], Key("The kind of engine.")] = "ds4"
+    type: Annotated[Literal["ds4"], Key("The kind of engine.", reload="engine")] = "ds4"
     base_url: Annotated[str | None, Key("Where the engine answers.", form="url")] = "http://172.17.0.1:8099"
     control: Annotated[
         Literal["systemd-user", "process"], Key("Run it as a systemd user unit, or launch `serve_script`.")

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
+
+# When a changed key counts: at once; from the engine's next start, which a reload brings about; from the router's.
+Effect = Literal["live", "engine", "restart"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,8 @@ class Key:
     shorthand: str = ""
     # Said beside a message about a wrong value.
     hint: str = ""
+    # What a reload does with a change of it.
+    reload: Effect = "live"
     # Accepted for older configs, without effect here; says why or what to use instead.
     no_effect: str = ""
 

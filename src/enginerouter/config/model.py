@@ -191,9 +191,15 @@ class Config:
     """The whole file."""
 
     host: Annotated[
-        str, Key("Address to listen on; `0.0.0.0` = all interfaces.", nonempty=True, hint="0.0.0.0 = all interfaces")
+        str,
+        Key(
+            "Address to listen on; `0.0.0.0` = all interfaces.",
+            nonempty=True,
+            hint="0.0.0.0 = all interfaces",
+            reload="restart",
+        ),
     ] = "127.0.0.1"
-    port: Annotated[int, Key("Port to listen on; 0 = any free one.", ge=0, le=65535)] = 8077
+    port: Annotated[int, Key("Port to listen on; 0 = any free one.", ge=0, le=65535, reload="restart")] = 8077
     api_keys: Annotated[
         tuple[ApiKey, ...],
         Key("Keys that clients must send; empty = no key is asked for.", shorthand="key", is_secret=True),
@@ -203,19 +209,24 @@ class Config:
         tuple[str, ...],
         Key("Web origins that may call the router (CORS), like `https://chat.example`.", form="origin"),
     ] = ()
-    tls_cert_file: Annotated[Path | None, Key("Certificate chain in PEM form; serves HTTPS.")] = None
-    tls_key_file: Annotated[Path | None, Key("Private key of the certificate.")] = None
+    tls_cert_file: Annotated[
+        Path | None,
+        Key("Certificate chain in PEM form; serves HTTPS. A reload reads the file again.", reload="restart"),
+    ] = None
+    tls_key_file: Annotated[Path | None, Key("Private key of the certificate.", reload="restart")] = None
     allow_destructive_ollama_api: Annotated[
         bool, Key("Allow create, copy, delete, push and blobs of the Ollama API.")
     ] = False
     max_body_mib: Annotated[int, Key("Largest request body.", "MiB", ge=1)] = 256
     max_buffered_mib: Annotated[int, Key("All bodies of waiting requests together.", "MiB", ge=1)] = 512
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], Key("Least level logged.")] = "INFO"
-    log_file: Annotated[Path | None, Key("Log file, kept in four parts of 5 MB; null = standard error only.")] = Path(
-        "logs/router.log"
-    )
+    log_file: Annotated[
+        Path | None, Key("Log file, kept in four parts of 5 MB; null = standard error only.", reload="restart")
+    ] = Path("logs/router.log")
     log_format: Annotated[Literal["text", "json"], Key("Form of the log lines.")] = "text"
-    state_file: Annotated[Path, Key("File for what is learned and what was launched.")] = Path("state.json")
+    state_file: Annotated[Path, Key("File for what is learned and what was launched.", reload="restart")] = Path(
+        "state.json"
+    )
     swap_keepalive_enabled: Annotated[bool, Key("Send bytes to streaming clients that wait.")] = True
     swap_keepalive_interval_s: Annotated[
         float,
@@ -257,6 +268,7 @@ class Config:
             "Where free memory is read. `auto`: discrete NVIDIA cards, else discrete AMD cards, else the host "
             "(`meminfo` on Linux, `psutil` elsewhere), which also is the pool of unified machines. "
             "`nvidia` and `amd` do not start without a card. `enginerouter check` says what was picked.",
+            reload="restart",
         ),
     ] = "auto"
     memory_budget_gib: Annotated[

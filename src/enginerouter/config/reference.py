@@ -10,6 +10,7 @@ import json
 import types
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Literal, Union, get_args, get_origin
 
 from enginerouter.config.convert import wanted
@@ -26,7 +27,14 @@ One YAML file. `enginerouter check --config FILE` tells every problem at once, w
 Unknown keys, keys given twice and values of the wrong type are errors. Relative paths are relative to the file.
 `${VAR}` and `${VAR:-default}` are replaced in values by environment variables; `$$` is a plain `$`. A variable that is
 not set is an error, except in the `api_key` of a remote engine: chains then pass that engine over.
+
+A reload (SIGHUP, `POST /admin/reload`) applies what has changed, and nothing if anything is wrong. What counts at once
+has no mark here. An engine that has changed drains, and starts anew when it is next needed.
 """
+
+_MARKS: Final = MappingProxyType(
+    {"live": "", "engine": " *A change restarts the engine.*", "restart": " *A change needs a restart.*"}
+)
 
 _SECTIONS: Final[tuple[tuple[str, type[Any]], ...]] = (
     ("`api_keys[]`", ApiKey),
@@ -101,7 +109,7 @@ def _default(field: KeyField) -> str:
 def _meaning(key: Key) -> str:
     unit = f" ({'seconds' if key.unit == 's' else key.unit})" if key.unit else ""
     effect = f" **No effect here:** {key.no_effect}." if key.no_effect else ""
-    return f"{key.doc}{unit}{effect}".replace("|", "\\|")
+    return f"{key.doc}{unit}{effect}{_MARKS[key.reload]}".replace("|", "\\|")
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from enginerouter.config.engines import ApiSwap
+from enginerouter.config.engines import ApiSwap, EngineSettings
 from enginerouter.engines.http_control import ControlFailed, filled
 from enginerouter.engines.loaded import Listing, Loaded, known_models, loaded_models
 from enginerouter.engines.probe import gap_s
-from enginerouter.engines.server import LIST_TIMEOUT_S, ServerEngine
+from enginerouter.engines.server import LIST_TIMEOUT_S, ServerEngine, unanswered
 from enginerouter.engines.server_ready import see_ready
 from enginerouter.errors import StartTimedOut
 from enginerouter.slots import SlotId
@@ -39,22 +39,39 @@ class ApiSwapEngine(ServerEngine):
         self._loading: asyncio.Task[ControlFailed | None] | None = None
         # Models that may be in memory although no list has shown them yet.
         self._unseen: list[str] = []
+        # Of those: whose load was given up, and may go on – since when (monotonic).
+        self._late: dict[str, float] = {}
+
+    def configure(
+        self, settings: EngineSettings, *, warmup_model: str | None = None, models: Collection[str] = ()
+    ) -> None:
+        assert isinstance(settings, ApiSwap), settings.type
+        self._go_by(settings, settings.health_path)
+        self._settings = settings
+        self._models = tuple(models)
 
     # --- start
 
     async def check(self, slot: SlotId, leaving: Collection[SlotId]) -> None:
-        """Any answer at all will do: some health paths say 503 while nothing is loaded."""
+        """Of the health path any answer at all will do: some say 503 while nothing is loaded. A list must be one."""
+        settings = self._settings
         try:
-            await self._client.get(self._settings.health_path, timeout_s=self._settings.ready_probe_timeout_s)
+            await self._client.get(settings.health_path, timeout_s=settings.ready_probe_timeout_s)
         except ControlFailed as failed:
             await self._see_startable(failed, "start that server")
+            return
+        try:
+            await self._listed()
+        except ControlFailed as failed:
+            if failed.is_mistaken:
+                raise self._cannot_start(unanswered(failed, "")) from failed
 
     async def start(self, slot: SlotId) -> None:
         model = slot.model or self.name
         began_at = time.monotonic()
         async with self._turn:
             if await self._bring_up():
-                self._unseen.clear()  # what the server before it had in memory went with it
+                self._forget_unseen()  # what the server before it had in memory went with it
             if not await self._is_the_only_one(model):
                 await self._load(model)
                 await self._see_loaded(model, began_at)
@@ -72,7 +89,7 @@ class ApiSwapEngine(ServerEngine):
             if loaded and all(one.is_model(model) for one in loaded):
                 return True
         except ControlFailed as failed:
-            raise self._cannot_start(failed.sentence) from failed
+            raise self._cannot_start(unanswered(failed, "start that server")) from failed
         if loaded or self._unseen:
             await self._unload()
         return False
@@ -87,6 +104,7 @@ class ApiSwapEngine(ServerEngine):
         await asyncio.wait([self._loading])
         failed, self._loading = self._loading.result(), None
         if failed is not None:
+            self._note_late(model, failed)
             what = f"{model!r} could not be loaded: {failed.sentence}"
             raise self._timed_out(what) if not failed.has_ended else self._cannot_start(what)
 
@@ -110,7 +128,13 @@ class ApiSwapEngine(ServerEngine):
         if not loading.done():
             names = ", ".join(self._unseen)
             raise ControlFailed(f"{self._base_url} is still loading {names}, which cannot be called off")
+        if (failed := loading.result()) is not None and self._unseen:
+            self._note_late(self._unseen[-1], failed)
         self._loading = None
+
+    def _note_late(self, model: str, failed: ControlFailed) -> None:
+        if not failed.has_ended:
+            self._late.setdefault(model, time.monotonic())
 
     async def _see_loaded(self, model: str, began_at: float) -> None:
         settings = self._settings
@@ -134,10 +158,6 @@ class ApiSwapEngine(ServerEngine):
                 )
             await asyncio.sleep(gap_s(elapsed_s))
 
-    async def _warm_up(self, model: str) -> None:
-        reply = await self._prober.warm_up(self._base_url, model, self._settings.start_timeout_s)
-        log.info("engine %r: warm-up: %s", self.name, reply.outcome)
-
     # --- stop
 
     async def stop(self, slot: SlotId) -> None:
@@ -156,13 +176,17 @@ class ApiSwapEngine(ServerEngine):
                 return
             loaded = await self._listed()
         except ControlFailed as failed:
-            if failed.is_refused:
-                self._unseen.clear()
+            if failed.is_absent:
+                self._forget_unseen()
                 return
             raise self._cannot_free(failed.sentence) from failed
         last_words = await self._ask_to_unload(loaded or [])
         await self._see_nothing_loaded(began_at, last_words)
+        self._forget_unseen()
+
+    def _forget_unseen(self) -> None:
         self._unseen.clear()
+        self._late.clear()
 
     async def _listed(self) -> list[Loaded] | None:
         """What is loaded; None where there is nothing to ask. Raises ControlFailed."""
@@ -194,54 +218,82 @@ class ApiSwapEngine(ServerEngine):
         return ""
 
     async def _see_nothing_loaded(self, began_at: float, last_words: str) -> None:
+        """Until the list is empty – and, after a load that was given up, until that has come and gone."""
         limit_s = self._settings.unload_timeout_s
         while True:
             try:
-                loaded = await self._listed()
+                loaded = await self._listed() or []
             except ControlFailed as failed:
-                if failed.is_refused:
+                if failed.is_absent:
                     return
                 raise self._cannot_free(failed.sentence) from failed
-            if not loaded:
+            if came := [one for one in loaded if any(one.is_model(model) for model in self._late)]:
+                self._late = {m: at for m, at in self._late.items() if not any(one.is_model(m) for one in came)}
+                last_words = await self._ask_to_unload(came)
+            elif not loaded and not self._still_late():
                 return
             elapsed_s = time.monotonic() - began_at
             if elapsed_s >= limit_s:
-                names = ", ".join(one.name for one in loaded)
-                why = f" ({last_words})" if last_words else ""
-                raise self._cannot_free(f"still in its memory after {limit_s:g} s: {names}{why}")
+                raise self._cannot_free(self._what_is_left(loaded, limit_s, last_words))
             await asyncio.sleep(gap_s(elapsed_s))
+
+    def _still_late(self) -> list[str]:
+        """The models whose given-up load may still show. A load twice as long as `load_timeout_s` is believed dead."""
+        since = time.monotonic() - self._settings.load_timeout_s
+        return [model for model, at in self._late.items() if at > since]
+
+    def _what_is_left(self, loaded: Sequence[Loaded], limit_s: float, last_words: str) -> str:
+        if loaded:
+            names = ", ".join(one.name for one in loaded)
+            return f"still in its memory after {limit_s:g} s: {names}" + (f" ({last_words})" if last_words else "")
+        names = ", ".join(self._still_late())
+        return (
+            f"the load of {names} did not end within load_timeout_s, and may go on: it has not shown in the list "
+            f"within {limit_s:g} s; raise load_timeout_s, or restart that server"
+        )
 
     async def _unload_unseen(self) -> None:
         """Without a list: what was loaded from here is unloaded, and the answer believed."""
         if not self._settings.unload_path:
             if self._unseen:
                 log.warning("engine %r has no unload_path: its memory cannot be freed", self.name)
-            self._unseen.clear()
+            self._forget_unseen()
             return
         for model in list(self._unseen):
             if complaint := await self._call_unload(model):
                 if await self._refusal() is None:
                     raise self._cannot_free(f"{model!r} could not be unloaded: {complaint}")
-                self._unseen.clear()
+                self._forget_unseen()
                 return
             self._unseen.remove(model)
 
     # --- what is there
 
-    async def adopt(self) -> list[SlotId]:
-        """What is loaded when the router starts is the resident slot; a declared model before any other."""
-        try:
-            loaded = await self._listed()
-        except ControlFailed as failed:
-            if failed.is_refused:
-                return []
-            raise self._cannot_be_seen(failed) from failed
+    @property
+    def loads_on_request(self) -> bool:
+        return not self._settings.load_path
+
+    async def _loaded_slots(self) -> list[SlotId]:
+        """One slot for all that is loaded, since all of it goes at once; a declared model before any other."""
+        loaded = await self._listed()
         if not loaded:
             return []
         declared = [m for m in self._models if any(one.is_model(m) for one in loaded)]
-        slot = SlotId(self.name, declared[0] if declared else loaded[0].name)
-        self._watch.begin(slot)
-        return [slot]
+        return [SlotId(self.name, declared[0] if declared else loaded[0].name)]
+
+    async def _unloaded(self, slot: SlotId) -> str | None:
+        settings = self._settings
+        if not settings.loaded_path or not settings.load_path:
+            return None  # a server that loads on request has nothing before the first, and loads again by itself
+        try:
+            loaded = await self._listed() or []
+        except ControlFailed:
+            return None
+        model = slot.model or self.name
+        if any(one.is_model(model) for one in loaded):
+            return None
+        lists = ", ".join(one.name for one in loaded) or "nothing"
+        return f"{model!r} was unloaded by its server: {self._base_url + settings.loaded_path} lists {lists}"
 
     async def list_models(self) -> Listing:
         """Every model the server knows. Raises ControlFailed."""

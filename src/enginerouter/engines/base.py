@@ -7,8 +7,10 @@ calls `start` and `stop` of one slot at the same time. All methods may be called
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from enginerouter.config.engines import EngineSettings
 from enginerouter.errors import EngineCrashed
 from enginerouter.slots import SlotId
 
@@ -21,6 +23,14 @@ class Engine(Protocol):
 
     def address(self, slot: SlotId) -> str:
         """The base URL (no trailing slash) that requests go to while the slot is ready."""
+
+    def configure(
+        self, settings: EngineSettings, *, warmup_model: str | None = None, models: Collection[str] = ()
+    ) -> None:
+        """Go by these settings from now on. They are of the same kind, and launch and reach the same.
+
+        What runs is left as it is; what is for a launch counts from the next one. See `registry.build_engine`.
+        """
 
     def watch(self, on_exit: OnExit) -> None:
         """Call `on_exit` at once, from the event loop, whenever a ready slot dies that nobody stopped."""
@@ -67,8 +77,58 @@ class Engine(Protocol):
 class Sleeper(Protocol):
     """An engine whose `stop` may leave a process asleep."""
 
+    def asleep(self) -> Collection[SlotId]:
+        """The stopped slots whose process sleeps. `held_bytes` tells what it keeps."""
+
     async def end(self, slot: SlotId) -> None:
         """`stop` for good, also of a slot that is asleep. Raises FreeFailed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A slot that holds memory although the router did not start it. `is_ready`: it can serve as it is."""
+
+    slot: SlotId
+    is_ready: bool = True
+
+
+@runtime_checkable
+class SharedServer(Protocol):
+    """An engine whose server runs on its own, so that others may load and unload there behind the router's back.
+
+    Its `start` takes over what is there already, so a slot of it that would not go can be started again as it is.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    async def in_memory(self) -> list[Found]:
+        """What is there now of its slots, asked while none of them is in use; watched from then on as if started here.
+
+        Nothing where no such server answers. Changes nothing. Raises FreeFailed if it cannot be seen.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a server says its models take: bytes in all, and of those on the cards.
+
+    No more than a bound of what will come back: pages of a mapped model file count, and were never taken.
+    """
+
+    all_bytes: int
+    device_bytes: int
+
+
+@runtime_checkable
+class LoadsOnRequest(Protocol):
+    """An engine that is ready before its models are loaded: what its start took says nothing of what it holds."""
+
+    @property
+    def loads_on_request(self) -> bool: ...
+
+    async def claimed(self, slot: SlotId) -> Claim | None:
+        """What its server says it holds, or None if it does not say."""
 
 
 @runtime_checkable

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from enginerouter.config.engines import EngineSettings
 from enginerouter.engines.http_control import ControlFailed
@@ -26,6 +26,7 @@ FAILURE_TTL_S = 2.0
 MOST_MODELS = 2000
 
 
+@runtime_checkable
 class ListsModels(Protocol):
     async def list_models(self) -> Listing:
         """Raises ControlFailed."""
@@ -39,6 +40,7 @@ class _Known:
     ttl_s: float
     at: float | None = None
     failure: str = ""
+    listing: Listing | None = None
     asking: asyncio.Task[None] | None = None
 
     def is_stale(self, now: float) -> bool:
@@ -61,7 +63,20 @@ class Discovery:
     def begin(self) -> None:
         """Ask everybody for the first time, in the background."""
         for name, known in self._known.items():
-            self._ask(name, known)
+            if known.at is None:
+                self._ask(name, known)
+
+    def carry_on(self, before: Discovery, names: Collection[str]) -> None:
+        """Know of these engines what was known before a reload, and pass that on."""
+        for name, known in self._known.items():
+            if name in names and (earlier := before._known.get(name)) is not None:
+                known.at, known.failure, known.listing = earlier.at, earlier.failure, earlier.listing
+                if known.listing is not None:
+                    self._listed(name, known.listing)
+
+    @property
+    def is_asking(self) -> bool:
+        return any(known.asking is not None and not known.asking.done() for known in self._known.values())
 
     async def close(self) -> None:
         self._is_closed = True
@@ -115,7 +130,8 @@ class Discovery:
             known.failure = failed.sentence
         else:
             known.failure = ""
-            self._listed(name, Listing(listing.ids[:MOST_MODELS], listing.remote))
+            known.listing = Listing(listing.ids[:MOST_MODELS], listing.remote)
+            self._listed(name, known.listing)
         known.at = time.monotonic()
 
 

@@ -21,19 +21,41 @@ from enginerouter.errors import printable
 
 _LONGEST_BODY = 8 * 1024 * 1024
 _LONGEST_SENTENCE = 300
+# Of the time for a call: whoever has not taken the connection by then is told apart from one who does not answer.
+_CONNECT_SHARE = 0.8
+# A host that is not there, or that no way leads to.
+_NO_WAY = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN, errno.EADDRNOTAVAIL})
 
 
 class ControlFailed(Exception):
     """A call that did not do what it should. `sentence` names the URL and says what happened.
 
     `is_refused`: nobody listens there, so no server runs and none of its models is in memory.
-    `has_ended` False: no answer came in time; what was asked for may still go on.
+    `is_absent`: that, or there is no such host, or no way to it.
+    `is_unconnected`: it is absent, or no connection came about in time.
+    `is_mistaken`: somebody answers, but not as the server would: the address, a path or a key is wrong.
+    `is_late`: no whole answer came in time.
+    `has_ended` False: what was asked for may still go on.
     """
 
-    def __init__(self, sentence: str, *, is_refused: bool = False, has_ended: bool = True) -> None:
+    def __init__(
+        self,
+        sentence: str,
+        *,
+        is_refused: bool = False,
+        is_absent: bool = False,
+        is_unconnected: bool = False,
+        is_mistaken: bool = False,
+        is_late: bool = False,
+        has_ended: bool = True,
+    ) -> None:
         super().__init__(sentence)
         self.sentence = sentence
         self.is_refused = is_refused
+        self.is_absent = is_absent or is_refused
+        self.is_unconnected = is_unconnected or self.is_absent
+        self.is_mistaken = is_mistaken
+        self.is_late = is_late
         self.has_ended = has_ended
 
 
@@ -61,7 +83,8 @@ class Said:
 
     def raise_problem(self) -> None:
         if (problem := self.problem()) is not None:
-            raise ControlFailed(problem)
+            # A server in trouble says 5xx, of itself in JSON; HTML is a proxy's, or somebody else's.
+            raise ControlFailed(problem, is_mistaken=self.status < 500 or self.body.lstrip()[:1] == b"<")
 
 
 def error_told(document: Any) -> str | None:
@@ -134,34 +157,57 @@ def filled(template: Any, model: str) -> Any:
     return template
 
 
+def headers_of(control_headers: Mapping[str, str], api_key: str | None) -> dict[str, str]:
+    """What our own calls carry. What is configured replaces ours, however it is written."""
+    ours = {"Accept-Encoding": "identity"}
+    if api_key:
+        ours["Authorization"] = f"Bearer {api_key}"
+    given = {name.lower() for name in control_headers}
+    return {name: value for name, value in ours.items() if name.lower() not in given} | dict(control_headers)
+
+
 class ControlClient:
-    """Calls to one engine. `base_url` has no slash at its end; paths are put after it as they are."""
+    """Calls to one engine. `base_url` has no slash at its end; paths are put after it as they are.
+
+    Without a `base_url` a path is a whole URL: where an engine listens may be known only when it runs.
+    """
 
     def __init__(self, base_url: str, control_headers: Mapping[str, str], api_key: str | None) -> None:
         self.base_url = base_url
-        self._headers = {"Accept-Encoding": "identity"}
-        if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
-        given = {name.lower() for name in control_headers}
-        self._headers = {k: v for k, v in self._headers.items() if k.lower() not in given} | dict(control_headers)
         self._session: aiohttp.ClientSession | None = None
+        self.configure(control_headers, api_key)
 
-    async def ask(self, method: str, path: str, *, timeout_s: float, body: Any = None) -> Said:
-        """Call and read the whole answer, whatever its status. Raises ControlFailed if there is none."""
+    def configure(self, control_headers: Mapping[str, str], api_key: str | None) -> None:
+        """Send these with every call from now on."""
+        self._headers = headers_of(control_headers, api_key)
+
+    async def ask(self, method: str, path: str, *, timeout_s: float, body: Any = None, reads: bool = True) -> Said:
+        """Call and read the whole answer, whatever its status. Raises ControlFailed if there is none.
+
+        `reads` False: its status is enough.
+        """
         url = self.base_url + path
         where = printable(url)
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._ask(method, url, body)
-        except TimeoutError:
-            raise ControlFailed(f"{where} gave no whole answer within {timeout_s:.3g} s", has_ended=False) from None
+                return await self._ask(method, url, body, timeout_s * _CONNECT_SHARE, reads=reads)
+        except TimeoutError as error:
+            if isinstance(error, aiohttp.ConnectionTimeoutError):
+                sentence = f"{where} cannot be reached within {timeout_s:.3g} s"
+                raise ControlFailed(sentence, is_unconnected=True) from None
+            sentence = f"{where} gave no whole answer within {timeout_s:.3g} s"
+            raise ControlFailed(sentence, is_late=True, has_ended=False) from None
         except aiohttp.ClientConnectorError as error:
             is_refused = error.os_error.errno == errno.ECONNREFUSED
+            is_absent = isinstance(error, aiohttp.ClientConnectorDNSError) or error.os_error.errno in _NO_WAY
             why = "connection refused" if is_refused else printable(str(error))
-            raise ControlFailed(f"{where} cannot be reached: {why}", is_refused=is_refused) from error
+            sentence = f"{where} cannot be reached: {why}"
+            raise ControlFailed(sentence, is_refused=is_refused, is_absent=is_absent) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             what = printable(f"{type(error).__name__}: {error}")
-            raise ControlFailed(f"{where} did not answer in HTTP ({what})", has_ended=False) from error
+            is_other = isinstance(error, aiohttp.ClientResponseError)  # it speaks something else
+            sentence = f"{where} did not answer in HTTP ({what})"
+            raise ControlFailed(sentence, is_mistaken=is_other, has_ended=False) from error
 
     async def get(self, path: str, *, timeout_s: float) -> Said:
         return await self.ask("GET", path, timeout_s=timeout_s)
@@ -171,10 +217,13 @@ class ControlClient:
         if session is not None:
             await session.close()
 
-    async def _ask(self, method: str, url: str, body: Any) -> Said:
+    async def _ask(self, method: str, url: str, body: Any, connect_s: float, *, reads: bool) -> Said:
+        limits = aiohttp.ClientTimeout(total=None, connect=connect_s)
         async with self._open().request(
-            method, url, json=body, headers=self._headers, allow_redirects=False
+            method, url, json=body, headers=self._headers, allow_redirects=False, timeout=limits
         ) as response:
+            if not reads:
+                return Said(printable(url), response.status, response.content_type, b"", None)
             raw = b""
             async for piece in response.content.iter_any():
                 raw += piece

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from enginerouter.config.engines import ApiSwap
+from enginerouter.engines.base import Claim
 from enginerouter.engines.http_control import ControlFailed, Said
 from enginerouter.engines.probe import passes
 
@@ -54,7 +55,7 @@ def _entries(said: Said, settings: ApiSwap) -> list[Any]:
     if isinstance(document, list):
         return document
     if not isinstance(document, dict):
-        raise ControlFailed(f"{said.url} is no list of models: {said.body[:80]!r}")
+        raise ControlFailed(f"{said.url} is no list of models: {said.body[:80]!r}", is_mistaken=True)
     key = settings.loaded_models_key
     if key and key in document:
         return _as_list(document[key], key, said.url)
@@ -70,7 +71,7 @@ def _as_list(found: Any, key: str, url: str) -> list[Any]:
     if found is None:  # how some servers write an empty list
         return []
     if not isinstance(found, list):
-        raise ControlFailed(f"{url}: {key!r} is not a list")
+        raise ControlFailed(f"{url}: {key!r} is not a list", is_mistaken=True)
     return found
 
 
@@ -82,7 +83,9 @@ def _loaded(entry: Any, settings: ApiSwap, url: str) -> Iterable[Loaded]:
         return  # text-generation-webui's word for no model
     name = _name(entry, settings.loaded_name_key)
     if name is None:
-        raise ControlFailed(f"{url} lists something without {settings.loaded_name_key!r}: {str(entry)[:80]!r}")
+        raise ControlFailed(
+            f"{url} lists something without {settings.loaded_name_key!r}: {str(entry)[:80]!r}", is_mistaken=True
+        )
     instances = entry.get("loaded_instances")
     if isinstance(instances, list):  # LM Studio: all that were downloaded are listed, with their instances in memory
         ids = [i if isinstance(i, str) else _name(i, settings.loaded_id_key or "id") for i in instances]
@@ -114,7 +117,7 @@ def known_models(said: Said) -> Listing:
         if entries is None and "models" in document and document["models"] is None:
             entries = []
     if not isinstance(entries, list):
-        raise ControlFailed(f"{said.url} is no list of models")
+        raise ControlFailed(f"{said.url} is no list of models", is_mistaken=True)
     ids: dict[str, None] = {}
     remote: set[str] = set()
     for entry in entries:
@@ -136,12 +139,26 @@ def ollama_running(said: Said) -> list[str]:
     """The models that `/api/ps` shows in the memory of this machine. Raises ControlFailed for anything unclear."""
     said.raise_problem()
     if not isinstance(said.document, dict) or "models" not in said.document:
-        raise ControlFailed(f"{said.url} is no list of running models: {said.body[:80]!r}")
+        raise ControlFailed(f"{said.url} is no list of running models: {said.body[:80]!r}", is_mistaken=True)
     running = []
     for entry in _as_list(said.document["models"], "models", said.url):
         name = _name(entry, "model")
         if name is None:
-            raise ControlFailed(f"{said.url} lists a model without a name: {str(entry)[:80]!r}")
+            raise ControlFailed(f"{said.url} lists a model without a name: {str(entry)[:80]!r}", is_mistaken=True)
         if not is_elsewhere(entry):
             running.append(name)
     return running
+
+
+def ollama_claim(said: Said) -> Claim | None:
+    """The sizes that `/api/ps` gives of what runs here; None if one is missing. Raises as `ollama_running`."""
+    ollama_running(said)
+    here = [entry for entry in said.document["models"] or [] if not is_elsewhere(entry)]
+    sizes = [(entry.get("size"), entry.get("size_vram", 0)) for entry in here]
+    if not all(_is_size(size) and _is_size(on_cards) for size, on_cards in sizes):
+        return None
+    return Claim(sum(size for size, _ in sizes), sum(on_cards for _, on_cards in sizes))
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -14,11 +14,12 @@ import shutil
 import time
 from collections.abc import Collection, Sequence
 
-from enginerouter.config.engines import Ollama
+from enginerouter.config.engines import EngineSettings, Ollama
+from enginerouter.engines.base import Claim
 from enginerouter.engines.http_control import ControlFailed
-from enginerouter.engines.loaded import Listing, known_models, ollama_running
+from enginerouter.engines.loaded import Listing, known_models, ollama_claim, ollama_running
 from enginerouter.engines.probe import gap_s
-from enginerouter.engines.server import LIST_TIMEOUT_S, ServerEngine
+from enginerouter.engines.server import LIST_TIMEOUT_S, ServerEngine, unanswered
 from enginerouter.engines.server_ready import see_ready
 from enginerouter.errors import printable
 from enginerouter.slots import SlotId
@@ -26,6 +27,8 @@ from enginerouter.slots import SlotId
 log = logging.getLogger(__name__)
 
 _VERSION = "/api/version"
+# The sizes only make the wait for memory exact; a daemon that does not give them is not waited for.
+CLAIM_TIMEOUT_S = 1.0
 _WHAT_TO_DO = "start it (`ollama serve`)"
 _PASSED_TO_CLI = ("PATH", "HOME", "USER", "LANG", "SYSTEMROOT", "USERPROFILE", "LOCALAPPDATA")
 
@@ -35,6 +38,14 @@ class OllamaEngine(ServerEngine):
 
     def __init__(self, settings: Ollama, *, warmup_model: str | None = None) -> None:
         super().__init__(settings, _VERSION)
+        self._settings = settings
+        self._warmup_model = warmup_model
+
+    def configure(
+        self, settings: EngineSettings, *, warmup_model: str | None = None, models: Collection[str] = ()
+    ) -> None:
+        assert isinstance(settings, Ollama), settings.type
+        self._go_by(settings, _VERSION)
         self._settings = settings
         self._warmup_model = warmup_model
 
@@ -52,7 +63,7 @@ class OllamaEngine(ServerEngine):
         try:
             await self._see_version()
         except ControlFailed as failed:
-            raise self._cannot_start(f"its server does not answer: {failed.sentence}; {_WHAT_TO_DO}") from failed
+            raise self._cannot_start(unanswered(failed, _WHAT_TO_DO)) from failed
         path = self._settings.ready_path or self._settings.health_path
         await see_ready(self._client, self._settings, path, began_at)
         if self._settings.warmup and self._warmup_model is not None:
@@ -62,10 +73,8 @@ class OllamaEngine(ServerEngine):
     async def _see_version(self) -> None:
         said = await self._client.get(_VERSION, timeout_s=self._settings.ready_probe_timeout_s)
         said.raise_problem()
-
-    async def _warm_up(self, model: str) -> None:
-        reply = await self._prober.warm_up(self._base_url, model, self._settings.start_timeout_s)
-        log.info("engine %r: warm-up: %s", self.name, reply.outcome)
+        if not isinstance(said.document, dict) or "version" not in said.document:
+            raise ControlFailed(f"{said.url} tells no version: {said.body[:80]!r}", is_mistaken=True)
 
     async def stop(self, slot: SlotId) -> None:
         self._watch.end()
@@ -88,7 +97,7 @@ class OllamaEngine(ServerEngine):
                 await asyncio.sleep(gap_s(elapsed_s))
                 running = await self._running()
         except ControlFailed as failed:
-            if not failed.is_refused:  # no daemon, nothing in its memory
+            if not failed.is_absent:  # no daemon, nothing in its memory
                 raise self._cannot_free(failed.sentence) from failed
 
     async def _running(self) -> list[str]:
@@ -121,18 +130,18 @@ class OllamaEngine(ServerEngine):
 
     # --- what is there
 
-    async def adopt(self) -> list[SlotId]:
+    async def _loaded_slots(self) -> list[SlotId]:
+        return [SlotId(self.name)] if await self._running() else []
+
+    @property
+    def loads_on_request(self) -> bool:
+        return True
+
+    async def claimed(self, slot: SlotId) -> Claim | None:
         try:
-            running = await self._running()
-        except ControlFailed as failed:
-            if failed.is_refused:
-                return []
-            raise self._cannot_be_seen(failed) from failed
-        if not running:
-            return []
-        slot = SlotId(self.name)
-        self._watch.begin(slot)
-        return [slot]
+            return ollama_claim(await self._client.get("/api/ps", timeout_s=CLAIM_TIMEOUT_S))
+        except ControlFailed:
+            return None
 
     async def list_models(self) -> Listing:
         """What `/api/tags` lists. Raises ControlFailed."""

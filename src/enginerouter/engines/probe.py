@@ -1,7 +1,6 @@
 """Is it ready? One probe, its rule, and the pace of asking.
 
-The rule is a pure function of the answer; the pace a pure function of the time since the start. Probes use a small
-HTTP session of their own: no proxies of the environment, no cookies, no redirects, no connection kept.
+The rule is a pure function of the answer; the pace a pure function of the time since the start.
 """
 
 from __future__ import annotations
@@ -12,11 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
-
+from enginerouter.engines.http_control import ControlClient, ControlFailed
 from enginerouter.errors import printable
 
-_LONGEST_BODY = 1024 * 1024
 _SHORTEST_GAP_S = 0.02
 _LONGEST_GAP_S = 0.25
 
@@ -125,97 +122,69 @@ def _model_ids(document: Any) -> set[str]:
 
 
 class Prober:
-    """Owns the HTTP session that an engine's own calls use."""
+    """The calls to an engine whose address is known only when it runs. What goes wrong is an answer, not an error."""
 
     def __init__(self, control_headers: Mapping[str, str], api_key: str | None) -> None:
-        self._headers = {"Accept-Encoding": "identity"}
-        if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
-        self._headers |= control_headers
-        self._session: aiohttp.ClientSession | None = None
+        self._client = ControlClient("", control_headers, api_key)
+
+    def configure(self, control_headers: Mapping[str, str], api_key: str | None) -> None:
+        """Send these with every call from now on."""
+        self._client.configure(control_headers, api_key)
 
     async def probe(self, rule: ReadyRule, host: str, port: int, timeout_s: float) -> Answer:
         """Ask once. Never raises but when cancelled."""
         try:
-            async with asyncio.timeout(timeout_s):
-                if not rule.url:
+            if not rule.url:
+                async with asyncio.timeout(timeout_s):
                     return await _knock(host, port)
-                return await self._ask(rule)
+            said = await self._client.ask("GET", rule.url, timeout_s=timeout_s, reads=bool(rule.check))
         except TimeoutError:
             return Answer(False, False, f"no answer within {timeout_s:.3g} s")
-        except (aiohttp.ClientConnectorError, ConnectionRefusedError):
-            return Answer(False, False, "connection refused")
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            return Answer(False, True, printable(f"{type(error).__name__}: {error}"))
-
-    async def close(self) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
-
-    async def warm_up(self, address: str, model: str, timeout_s: float) -> Reply:
-        """Ask for one token, so that the first client does not pay for what an engine puts off."""
-        body = {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "hi"}]}
-        return await self.call("POST", f"{address}/v1/chat/completions", body, timeout_s=timeout_s)
+        except OSError as error:
+            return Answer(False, False, printable(f"{type(error).__name__}: {error}"))
+        except ControlFailed as failed:
+            return Answer(False, not (failed.is_late or failed.is_unconnected), _in_short(failed, timeout_s))
+        return judge(rule, said.status, said.body)
 
     async def call(self, method: str, url: str, body: object = None, *, timeout_s: float) -> Reply:
         """One call of ours to the engine. Never raises but when cancelled."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                options: dict[str, Any] = {} if body is None else {"json": body}
-                asking = self._open().request(method, url, headers=self._headers, allow_redirects=False, **options)
-                async with asking as response:
-                    raw = await response.content.read(_LONGEST_BODY)
-                    while more := await response.content.read(_LONGEST_BODY):
-                        raw = (raw + more)[:_LONGEST_BODY]
-        except TimeoutError:
-            return Reply(0, None, f"nothing within {timeout_s:.3g} s", is_late=True)
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            return Reply(0, None, printable(f"{type(error).__name__}: {error}"))
-        text = raw[:200].decode(errors="replace")
-        return Reply(response.status, _json(raw), printable(f"status {response.status} {text}".rstrip()))
+        return await reply(self._client, method, url, body, timeout_s=timeout_s)
+
+    async def warm_up(self, address: str, model: str, timeout_s: float) -> Reply:
+        return await warm_up(self._client, address, model, timeout_s)
 
     async def glance(self, url: str, *, timeout_s: float) -> Reply:
         """GET, and no more than the status is read: lists of models can be long. Never raises but when cancelled."""
-        try:
-            async with (
-                asyncio.timeout(timeout_s),
-                self._open().get(url, headers=self._headers, allow_redirects=False) as response,
-            ):
-                return Reply(response.status, None, f"status {response.status}")
-        except TimeoutError:
-            return Reply(0, None, f"no answer within {timeout_s:.3g} s", is_late=True)
-        except aiohttp.ClientConnectorError as error:
-            return Reply(0, None, printable(f"it cannot be reached: {error.strerror or error}"))
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            return Reply(0, None, printable(f"{type(error).__name__}: {error}"))
+        return await reply(self._client, "GET", url, timeout_s=timeout_s, reads=False)
 
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None or self._session.closed:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(force_close=True),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(total=None),
-                trust_env=False,
-            )
-        return self._session
-
-    async def _ask(self, rule: ReadyRule) -> Answer:
-        async with self._open().get(rule.url, headers=self._headers, allow_redirects=False) as response:
-            body = await response.content.read(_LONGEST_BODY) if rule.check else b""
-            while rule.check and len(body) < _LONGEST_BODY:
-                more = await response.content.read(_LONGEST_BODY - len(body))
-                if not more:
-                    break
-                body += more
-            return judge(rule, response.status, body)
+    async def close(self) -> None:
+        await self._client.close()
 
 
-def _json(raw: bytes) -> Any:
+async def reply(
+    client: ControlClient, method: str, path: str, body: object = None, *, timeout_s: float, reads: bool = True
+) -> Reply:
+    """Never raises but when cancelled."""
     try:
-        return json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
+        said = await client.ask(method, path, body=body, timeout_s=timeout_s, reads=reads)
+    except ControlFailed as failed:
+        return Reply(0, None, _in_short(failed, timeout_s), is_late=failed.is_late)
+    text = said.body[:200].decode(errors="replace")
+    return Reply(said.status, said.document, printable(f"status {said.status} {text}".rstrip()))
+
+
+async def warm_up(client: ControlClient, address: str, model: str, timeout_s: float) -> Reply:
+    """Ask for one token, so that the first client does not pay for what an engine puts off. `address`: of a client
+    that has none itself."""
+    body = {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "hi"}]}
+    return await reply(client, "POST", f"{address}/v1/chat/completions", body, timeout_s=timeout_s)
+
+
+def _in_short(failed: ControlFailed, timeout_s: float) -> str:
+    """Without the URL, which whoever quotes this has named already."""
+    if failed.is_late:
+        return f"no answer within {timeout_s:.3g} s"
+    return "connection refused" if failed.is_refused else failed.sentence
 
 
 async def _knock(host: str, port: int) -> Answer:

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from enginerouter.config.engines import GenericProcess
+from enginerouter.config.engines import EngineSettings, GenericProcess
 from enginerouter.engines import adoption, keepslots, ports, proctree, sleeping
 from enginerouter.engines.adoption import LaunchRecord
 from enginerouter.engines.base import OnExit
@@ -81,7 +81,17 @@ class GenericProcessEngine:
 
     def address(self, slot: SlotId) -> str:
         """Port 0 where a free one will be chosen, and none has been yet."""
+        if (child := self._children.get(slot)) is not None:
+            return child.launch.address  # as it was launched, whatever is configured by now
         return self._plan(slot, self._ports.get(slot, 0)).address
+
+    def configure(
+        self, settings: EngineSettings, *, warmup_model: str | None = None, models: Collection[str] = ()
+    ) -> None:
+        assert isinstance(settings, GenericProcess), settings.type
+        self._settings = settings
+        self._warmup_model = warmup_model or settings.name
+        self._prober.configure(settings.control_headers, settings.api_key)
 
     def watch(self, on_exit: OnExit) -> None:
         self._on_exit = on_exit
@@ -103,14 +113,14 @@ class GenericProcessEngine:
             raise StartFailed(self.name, f"engine {self.name!r} cannot be started: {problem}", cause="file_missing")
         if self._settings.base_url is not None:
             use = await self._directory.use_of(launch.host, launch.port)
-            admit(launch, use, {*leaving, slot, *self._asleep()})
+            admit(launch, use, {*leaving, slot, *self.asleep()})
 
     async def start(self, slot: SlotId) -> None:
         if await self._wake(slot):
             return
         await self.end(slot)  # of a failed launch something may be left that nobody stopped
         if self._settings.base_url is not None:
-            for other in self._asleep():
+            for other in self.asleep():
                 await self.end(other)  # it keeps the port that all of this engine listen at
         port = ports.free_port(CHOSEN_HOST) if self._settings.base_url is None else 0
         launch = self._plan(slot, port)
@@ -158,7 +168,7 @@ class GenericProcessEngine:
 
     # --- asleep instead of gone, and kept over the end ------------------------------------------------------
 
-    def _asleep(self) -> list[SlotId]:
+    def asleep(self) -> list[SlotId]:
         return [slot for slot, child in self._children.items() if child.is_asleep]
 
     async def _send_to_sleep(self, child: Child) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from enginerouter.addresses import joined
-from enginerouter.config.engines import Remote
+from enginerouter.config.engines import EngineSettings, Remote
 from enginerouter.engines.base import OnExit
 from enginerouter.engines.http_control import ControlClient
 from enginerouter.engines.loaded import Listing, known_models
@@ -24,11 +24,15 @@ class RemoteEngine:
     """See `engines.base.Engine`."""
 
     def __init__(self, settings: Remote) -> None:
-        self._settings = settings
         self._base_url = (settings.base_url or "").rstrip("/")
-        self._client = ControlClient(
-            self._base_url, dict(settings.headers) | dict(settings.control_headers), settings.api_key
-        )
+        self._client = ControlClient(self._base_url, {}, None)
+        self.configure(settings)
+
+    def configure(
+        self, settings: EngineSettings, *, warmup_model: str | None = None, models: Collection[str] = ()
+    ) -> None:
+        self._settings = settings
+        self._client.configure(dict(settings.headers) | dict(settings.control_headers), settings.api_key)
 
     @property
     def name(self) -> str:

@@ -13,9 +13,9 @@ import logging
 import time
 from collections.abc import Collection
 
-from enginerouter.config.engines import SystemdUnit
+from enginerouter.config.engines import EngineSettings, SystemdUnit
 from enginerouter.engines import ports, proctree
-from enginerouter.engines.base import OnExit
+from enginerouter.engines.base import Found, OnExit
 from enginerouter.engines.child import wait_gone
 from enginerouter.engines.directory import SlotDirectory
 from enginerouter.engines.launch import address_of, is_container_client, ready_rule
@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 
 _KILL_TIMEOUT_S = 10.0
 _LONGEST_LOOK_S = 0.5
+# When it is looked for before a swap: one that is slow to answer counts as not ready.
+_LOOK_PROBE_TIMEOUT_S = 0.5
 _CRASH_JOURNAL_TIMEOUT_S = 0.2
 
 
@@ -62,15 +64,12 @@ class SystemdUnitEngine:
         warmup_model: str | None = None,
         call_timeout_s: float = CALL_TIMEOUT_S,
     ) -> None:
-        self._settings = settings
-        self._warmup_model = warmup_model or settings.name
         self._directory = directory
         self._tasks = TaskGroup()
-        self._prober = Prober(settings.control_headers, settings.api_key)
+        self._prober = Prober({}, None)
         self._systemctl = Systemctl(settings.unit, settings.scope, timeout_s=call_timeout_s)
-        address, host, port = address_of(settings, 0)
         self._slot = SlotId(settings.name)
-        self._place = UnitPlace(self._slot, address, host, port, ready_rule(settings, address))
+        self.configure(settings, warmup_model=warmup_model)
         # The run that we started or took over, until it is seen to be gone.
         self._run: UnitRun | None = None
         # What systemd last said; somebody else may have started the unit.
@@ -84,6 +83,16 @@ class SystemdUnitEngine:
 
     def address(self, slot: SlotId) -> str:
         return self._place.address
+
+    def configure(
+        self, settings: EngineSettings, *, warmup_model: str | None = None, models: Collection[str] = ()
+    ) -> None:
+        assert isinstance(settings, SystemdUnit), settings.type
+        self._settings = settings
+        self._warmup_model = warmup_model or settings.name
+        self._prober.configure(settings.control_headers, settings.api_key)
+        address, host, port = address_of(settings, 0)
+        self._place = UnitPlace(self._slot, address, host, port, ready_rule(settings, address))
 
     def watch(self, on_exit: OnExit) -> None:
         self._on_exit = on_exit
@@ -202,6 +211,32 @@ class SystemdUnitEngine:
             if answer.is_ready:
                 return await self.listens_there(run) is not False and not run.ended.done()
         return False
+
+    async def in_memory(self) -> list[Found]:
+        """The unit, if somebody else has started it. One that is not ready yet holds memory all the same."""
+        if self._run is not None or await self._systemctl.missing_manager() is not None:
+            return []
+        state = await self._show()
+        if isinstance(state, Said):
+            if state.hung:
+                raise FreeFailed(self.name, f"engine {self.name!r}: {state.problem()}")
+            return []
+        if state.is_down or self._run is not None:
+            return []
+        run, place = self._new_run(state, time.time()), self._place
+        run.note(state)
+        run.begin()
+        try:
+            answer = await self._prober.probe(place.ready, place.host, place.port, _LOOK_PROBE_TIMEOUT_S)
+            run.is_ready = answer.is_ready and await self.listens_there(run) is not False and not run.ended.done()
+        except BaseException:
+            run.close()
+            raise
+        if self._run is not None:
+            run.close()
+            return []
+        self._run = run
+        return [Found(self._slot, run.is_ready)]
 
     # --- for the directory ----------------------------------------------------------------------------------
 

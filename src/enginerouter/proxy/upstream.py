@@ -69,18 +69,21 @@ class Upstream:
         is_server: bool = False,
     ) -> None:
         self.engine = engine
-        self.headers = dict(headers)
-        self.is_server = is_server
         self.instance: str | None = None
-        self._timeout = ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=None)
         self._tasks = tasks
+        self.configure(headers=headers, connect_timeout_s=connect_timeout_s, is_server=is_server)
         self._session: ClientSession | None = None
         self._urls: dict[tuple[str, str], URL] = {}
+
+    def configure(self, *, headers: Mapping[str, str], connect_timeout_s: float, is_server: bool = False) -> None:
+        """Ask like this from now on, also for those who have waited since before; what is open stays open."""
+        self.headers = dict(headers)
+        self.is_server = is_server
+        self._timeout = ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=None)
 
     def _open_session(self) -> ClientSession:
         return ClientSession(
             connector=_Connector(limit=0, keepalive_timeout=POOL_IDLE_S, ttl_dns_cache=60),
-            timeout=self._timeout,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
@@ -121,6 +124,7 @@ class Upstream:
                 data=data,
                 headers=headers,
                 allow_redirects=False,
+                timeout=self._timeout,
                 # Nothing is added to what the client sent. SDKs send all three, and then there is nothing to skip.
                 skip_auto_headers=None if headers.keys() >= AUTO_HEADERS else AUTO_HEADERS,
             )

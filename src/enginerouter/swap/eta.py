@@ -16,12 +16,14 @@ def is_known(slot: Slot, lane: Lane) -> bool:
     """Whether `until_ready_s` rests on what was measured."""
     swap = lane.swap
     ahead = lane.slots[swap.plan.target] if swap is not None and swap.plan.target is not None else slot
+    if slot.is_outdated:
+        return False  # its running answers have all the time they need
     return slot.phase is Phase.READY or all(s.learned.start_s is not None for s in (slot, ahead))
 
 
 def until_ready_s(slot: Slot, lane: Lane, rules: Rules, now: float) -> float:
     """Seconds until `slot` may be expected to serve: 0 if it does, else what is left of the swap ahead and its own."""
-    if slot.phase is Phase.READY:
+    if slot.phase is Phase.READY and not slot.is_outdated:
         return 0.0
     swap = lane.swap
     if swap is not None and swap.plan.target == slot.id:

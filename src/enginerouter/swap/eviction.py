@@ -96,19 +96,22 @@ def _within_budget(target: Slot, residents: list[Slot], budget: int | None) -> l
     return staying if held <= room else [s for s in staying if not stays(s)]
 
 
-def further(residents: Iterable[Slot], target: Slot, short_bytes: int) -> list[Slot]:
+def further(candidates: Iterable[Slot], target: Slot, short_bytes: int) -> list[Slot]:
     """Idle, unpinned residents to free as well when available memory is `short_bytes` less than the target needs.
 
-    Idle longest first, only as many as their expected bytes call for; one of unknown size counts as nothing.
+    What sleeps goes for good. Idle longest first, only as many as their expected bytes call for; one of unknown size
+    counts as nothing.
     """
     chosen: list[Slot] = []
-    for slot in sorted((s for s in residents if _may_go(s, target)), key=regret):
+    for slot in sorted((s for s in candidates if _may_go(s, target)), key=lambda s: (not s.is_asleep, *regret(s))):
         if short_bytes <= 0:
             break
         chosen.append(slot)
-        short_bytes -= slot.expected_bytes or 0
+        short_bytes -= (slot.kept_bytes if slot.is_asleep else slot.expected_bytes) or 0
     return chosen
 
 
 def _may_go(slot: Slot, target: Slot) -> bool:
-    return slot is not target and slot.phase is Phase.READY and not slot.spec.is_pinned and not slot.has_work
+    if slot is target or slot.has_work:
+        return False
+    return slot.is_asleep or (slot.phase is Phase.READY and not slot.spec.is_pinned)

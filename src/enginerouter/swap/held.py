@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
 from enginerouter.swap.memory import Processes
 from enginerouter.swap.model import Slot
@@ -38,30 +39,77 @@ def is_off_devices(pids: Collection[int], processes: Processes | None) -> bool:
     return processes is None or not any(pid in processes for pid in pids)
 
 
-def note_held(slot: Slot, own_bytes: int | None, available: int | None) -> None:
-    """Note, just before a slot is stopped, what of its memory is still missing from `available`.
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What is known of one slot's memory just before its end, and of the pool.
+
+    `own_bytes` what it has itself; `claimed_bytes` what its server says; `available` of the pool; `grew_bytes` what
+    availability has fallen by since before its start, where it may have taken memory after it was ready.
+    """
+
+    own_bytes: int | None = None
+    available: int | None = None
+    claimed_bytes: int | None = None
+    grew_bytes: int | None = None
+
+
+def grown_since_start(slot: Slot, neighbours: Iterable[Slot], available: int | None) -> int | None:
+    """What it may have taken, all told; None where another slot has been started meanwhile, and may have taken it."""
+    if any(s is not slot and s.phase is not Phase.COLD and s.ready_at >= slot.ready_at for s in neighbours):
+        return None
+    return _fall(slot.before_start_bytes, available)
+
+
+def note_held(slot: Slot, now: Measured) -> None:
+    """Note, just before a slot is stopped, what of its memory is still missing from what is available.
 
     A ready slot: the largest known of its own pages, what came back last time, and (the first time) the drop its start
     made. One that was starting: what availability has fallen by since. One that crashed or would not go: what was
-    known of it, less what came back since the last reading before its end.
+    known of it, less what came back since the last reading before its end. One that sleeps: all that it keeps.
     """
-    earlier, slot.before_end_bytes = slot.before_end_bytes, available
-    if slot.phase is Phase.STARTING:
-        drop = _fall(slot.before_start_bytes, available)
-        slot.missing_bytes = largest_known(own_bytes, drop)
+    earlier, slot.before_end_bytes = slot.before_end_bytes, now.available
+    if slot.phase is not Phase.STUCK:
+        slot.missing_is_bound = False
+    if slot.phase is Phase.COLD:
+        slot.missing_bytes, slot.drop_bytes = now.own_bytes, None
         return
-    first_drop = slot.drop_bytes if slot.learned.came_back_bytes is None else None
-    held = largest_known(own_bytes, slot.learned.came_back_bytes, first_drop)
+    if slot.phase is Phase.STARTING:
+        drop = _fall(slot.before_start_bytes, now.available)
+        slot.missing_bytes = largest_known(now.own_bytes, drop)
+        return
+    held, is_bound = _held(slot, now)
+    if slot.was_unloaded:
+        # Most of it is back already. How much is not, availability since before its start says, if anything.
+        known = [b for b in (now.grew_bytes, held) if b is not None]
+        slot.missing_bytes = min(known) if now.grew_bytes is not None else None
+        slot.missing_is_bound, slot.drop_bytes = True, None
+        return
     if slot.phase in NOTHING_TO_DRAIN:
         if slot.phase is Phase.STUCK:
-            held = largest_known(own_bytes, slot.missing_bytes)
-        back = _fall(available, earlier)
-        slot.missing_bytes = own_bytes if held is None or back is None else max(own_bytes or 0, held - back)
+            held = largest_known(now.own_bytes, slot.missing_bytes)
+        back = _fall(now.available, earlier)
+        slot.missing_bytes = now.own_bytes if held is None or back is None else max(now.own_bytes or 0, held - back)
         slot.drop_bytes = None  # what comes back now is only the rest: nothing to learn from
         return
-    slot.missing_bytes = held
+    slot.missing_bytes, slot.missing_is_bound = held, is_bound
     if held is not None:
-        slot.learned.held_bytes = own_bytes if own_bytes is not None else held
+        slot.learned.held_bytes = now.own_bytes if now.own_bytes is not None else held
+
+
+def _held(slot: Slot, now: Measured) -> tuple[int | None, bool]:
+    """What a slot that served holds, and whether that is only the most it can be.
+
+    Of what was taken after it was ready only a bound can be told, for others take, too. What a server says of its
+    models is another, and goes for the models it has now: what came back the last time was of others.
+    """
+    if now.claimed_bytes is not None:
+        grown = largest_known(now.grew_bytes, slot.drop_bytes)
+        return (now.claimed_bytes if now.grew_bytes is None else min(now.claimed_bytes, grown or 0)), True
+    first_drop = slot.drop_bytes if slot.learned.came_back_bytes is None else None
+    known = largest_known(now.own_bytes, slot.learned.came_back_bytes, first_drop)
+    if now.own_bytes is not None or now.grew_bytes is None or now.grew_bytes <= (known or 0):
+        return known, False
+    return now.grew_bytes, True
 
 
 def note_kept(slot: Slot, kept_bytes: int) -> None:

@@ -23,7 +23,8 @@ HoldDrain = Literal["wait", "cut", "refuse"]
 class Hold:
     """One hold of one lane. `mode`: what becomes of requests meanwhile. `drain` None: as `on_drain_timeout` says.
 
-    `outcome` is None until the memory is free (True) or the hold has ended before that (its error); then `decided`.
+    `has_looked`: what others loaded has been looked for. `outcome` is None until the memory is free (True) or the hold
+    has ended before that (its error); then `decided`.
     """
 
     owner: str
@@ -31,6 +32,7 @@ class Hold:
     began_at: float
     expires_at: float | None = None
     drain: HoldDrain | None = None
+    has_looked: bool = False
     outcome: Literal[True] | RouterError | None = None
     decided: asyncio.Event = field(default_factory=asyncio.Event)
 

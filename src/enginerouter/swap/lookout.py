@@ -21,11 +21,14 @@ async def look_after(
     slots: Collection[Slot],
     engines: Mapping[str, Engine],
     memory: MemorySource,
-    rules: Rules,
+    rules: Callable[[], Rules],
     now: Callable[[], float],
     turned: Callable[[], None],
 ) -> None:
-    """Once a second, for ever. `turned` is called at each turn: the sign that the loop lives."""
+    """Once a second, for ever. `turned` is called at each turn: the sign that the loop lives.
+
+    `slots`, `engines` and `rules` are those of the moment: a reload may change them.
+    """
     while True:
         await asyncio.sleep(LOOK_EVERY_S)
         turned()
@@ -36,7 +39,8 @@ async def look_after(
                 slot.before_end_bytes = available
         for slot in [s for s in slots if s.leases]:
             try:
-                await look_at(slot, engines[slot.id.engine], rules, now())
+                if slot.leases:  # and so its engine is there still
+                    await look_at(slot, engines[slot.id.engine], rules(), now())
             except Exception:  # a background task's edge: one bad look does not end the looking
                 log.exception("looking at %s broke", slot.id)
 

@@ -22,6 +22,9 @@ from enginerouter.swap.settle import Settled
 DrainPolicy = Literal["wait", "cut", "refuse"]
 # Why a slot is to be started though nobody waits for it; "" where it is not.
 Wish = Literal["", "preload", "restart", "rollback"]
+# What a reload has decided about a slot that cannot be changed as it is: it serves nobody new, and once it is cold it
+# is made anew or taken away.
+Fate = Literal["", "renewed", "removed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,7 @@ class SlotSpec:
     `need_bytes` is the declared need (`memory_gib`); `uses_learned_need` is `memory_gib: auto`.
     `holds_memory` False: lives beside all others, is never drained or freed for another.
     `pins_engine`: the pin keeps the engine, not this model of it; another slot of that engine may take its place.
+    `is_swapped` False: a provider, always there; its first use is no swap to report.
     `restarts` (`auto_restart`): wanted again after a crash; `rolls_back`: after a failed swap away from it.
     """
 
@@ -46,6 +50,7 @@ class SlotSpec:
     max_restarts: int = 3
     restarts: bool = False
     rolls_back: bool = False
+    is_swapped: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,9 +198,11 @@ class Slot:
     `active_at` is the last grant or release; `keep_until` an operator's hold; `answered` counts finished answers
     since ready; `before_start_bytes` the availability read just before its start; `drop_bytes` how much that fell
     until ready; `before_end_bytes` the last reading before it died or was stopped; `missing_bytes` what a settle
-    waits for; `wish` has it started once it fits beside what is there; until `wished_until` it also starts in place of
-    what is idle, because a chain had to go past it; `wait_clock` runs while somebody waits for this
-    slot and what is in its way is ready to serve.
+    waits for, `missing_is_bound` whether that is only the most it can be; `kept_bytes` what its process keeps while it
+    sleeps, None where none does; `was_unloaded`: it ended at somebody else's word; `wish` has it started once it fits
+    beside what is there; until `wished_until` it also starts in place of what is idle, because a chain had to go past
+    it; `wait_clock` runs while somebody waits for this slot and what is in its way is ready to serve; `fate` is what a
+    reload wants of it.
     """
 
     spec: SlotSpec
@@ -211,10 +218,14 @@ class Slot:
     wish: Wish = ""
     wished_until: float = 0.0
     is_unload_wanted: bool = False
+    fate: Fate = ""
     before_start_bytes: int | None = None
     drop_bytes: int | None = None
     before_end_bytes: int | None = None
     missing_bytes: int | None = None
+    missing_is_bound: bool = False
+    kept_bytes: int | None = None
+    was_unloaded: bool = False
     early_crash: EngineCrashed | None = None
     circuit: StartCircuit = CLOSED
     learned: Learned = field(default_factory=Learned)
@@ -243,17 +254,28 @@ class Slot:
         return bool(self.leases)
 
     @property
+    def is_asleep(self) -> bool:
+        """Cold, but its process lives on and keeps some memory."""
+        return self.phase is Phase.COLD and self.kept_bytes is not None
+
+    @property
     def is_wanted(self) -> bool:
         return self.wish != ""
 
     @property
+    def is_outdated(self) -> bool:
+        """Whether a reload has changed what it is: those who wait for it wait for what it will be."""
+        return self.fate != ""
+
+    @property
     def has_work(self) -> bool:
-        return bool(self.leases or self.queue)
+        return bool(self.leases or (self.queue and not self.fate))
 
     @property
     def has_room(self) -> bool:
+        """Whether it takes one more request."""
         limit = self.spec.max_in_flight
-        return limit is None or len(self.leases) < limit
+        return not self.fate and (limit is None or len(self.leases) < limit)
 
     def move(self, event: Event, now: float) -> Phase:
         """Change the phase by the table; give the phase it had. Only the coordinator calls this."""
@@ -336,6 +358,9 @@ class Lane:
     def residents(self) -> list[Slot]:
         return [s for s in self.slots.values() if s.phase is not Phase.COLD]
 
+    def sleeping(self) -> list[Slot]:
+        return [s for s in self.slots.values() if s.is_asleep]
+
     def waiting(self) -> list[Slot]:
-        """Slots that somebody waits for and that do not serve now."""
-        return [s for s in self.slots.values() if s.queue and s.phase is not Phase.READY]
+        """Slots that somebody waits for, that do not serve now, and that may be started."""
+        return [s for s in self.slots.values() if s.queue and s.phase is not Phase.READY and not s.fate]

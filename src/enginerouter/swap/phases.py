@@ -8,7 +8,8 @@ memory. That one sentence is the invariant; the table keeps it true:
   for failed, ended and crashed starts too.
 - DRAINING may go back (the swap is called off); FREEING may not: the first stop signal is the point of no return.
 - What cannot be confirmed gone is STUCK (also what an earlier router left and could not end). It is freed again
-  before anything is started in its place.
+  before anything is started in its place. A server that others share may be started as it is: it was there all along.
+- A process that sleeps leaves its slot COLD. To end it for good is the one thing that is done to a cold slot.
 
 `docs/design.md` shows `mermaid()`; a test keeps the two equal.
 """
@@ -43,13 +44,18 @@ class Event(StrEnum):
 
 
 NEXT: dict[Phase, dict[Event, Phase]] = {
-    Phase.COLD: {Event.START: Phase.STARTING, Event.ADOPT: Phase.READY, Event.NOT_GONE: Phase.STUCK},
+    Phase.COLD: {
+        Event.START: Phase.STARTING,
+        Event.ADOPT: Phase.READY,
+        Event.NOT_GONE: Phase.STUCK,
+        Event.FREE: Phase.FREEING,
+    },
     Phase.STARTING: {Event.READY: Phase.READY, Event.FREE: Phase.FREEING},
     Phase.READY: {Event.DRAIN: Phase.DRAINING, Event.CRASH: Phase.CRASHED},
     Phase.DRAINING: {Event.CALL_OFF: Phase.READY, Event.FREE: Phase.FREEING, Event.CRASH: Phase.CRASHED},
     Phase.CRASHED: {Event.FREE: Phase.FREEING},
     Phase.FREEING: {Event.GONE: Phase.SETTLING, Event.NOT_GONE: Phase.STUCK},
-    Phase.STUCK: {Event.FREE: Phase.FREEING},
+    Phase.STUCK: {Event.FREE: Phase.FREEING, Event.START: Phase.STARTING},
     Phase.SETTLING: {Event.SETTLED: Phase.COLD},
 }
 

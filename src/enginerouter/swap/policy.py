@@ -21,6 +21,8 @@ from enginerouter.swap.phases import NOTHING_TO_DRAIN, ON_ITS_WAY_OUT, Phase
 HOLD = "hold"
 # The reason of a plan for a target that a chain had to go past.
 WISH = "wish"
+# The reason of a plan that frees what a reload has changed or taken away.
+RELOAD = "reload"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,8 @@ def next_step(lane: Lane, rules: Rules, now: float) -> Begin | Refuse | Wait:
             victims = in_the_way(slot, lane, rules)
         except CannotFit as blocked:
             return Refuse(slot, blocked.pinned)
+        if (first := _pinned_before(slot, lane, rules, now)) is not None:
+            return Begin(Plan(first.id, (), first.wish))
         at = begin_at(slot, victims, rules, now)
         if at <= now:
             return Begin(Plan(slot.id, tuple(v.id for v in victims), "request"))
@@ -113,16 +117,31 @@ def next_step(lane: Lane, rules: Rules, now: float) -> Begin | Refuse | Wait:
     return Wait(min(wakes, default=None))
 
 
+def _pinned_before(slot: Slot, lane: Lane, rules: Rules, now: float) -> Slot | None:
+    """A pinned slot that is to come back (after a hold, at boot) and beside which nobody may wait for `slot`."""
+    for pinned in lane.slots.values():
+        if not pinned.spec.is_pinned or not pinned.is_wanted or pinned.phase is not Phase.COLD:
+            continue
+        may_start = not pinned.circuit.is_open(now) and not _is_blocked(pinned, lane, rules)
+        if may_start and pinned in _pins_against(slot, [pinned], rules):
+            return pinned
+    return None
+
+
 def _next_of_hold(lane: Lane) -> Begin | Wait:
-    """Free everything, pinned or not, and start nothing. The end of the hold is the coordinator's timer."""
-    if victims := in_the_way_of_hold(lane):
+    """Free everything, pinned or not, and start nothing. The end of the hold is the coordinator's timer.
+
+    Also where nothing is known to be there it is looked for once: others load behind the router's back.
+    """
+    victims = in_the_way_of_hold(lane)
+    if victims or (lane.hold is not None and not lane.hold.has_looked):
         return Begin(Plan(None, tuple(v.id for v in victims), HOLD))
     return Wait(None)
 
 
 def in_the_way_of_hold(lane: Lane) -> list[Slot]:
     """What has to be freed for a hold."""
-    return [s for s in lane.residents() if s.phase not in ON_ITS_WAY_OUT]
+    return [s for s in lane.residents() if s.phase not in ON_ITS_WAY_OUT] + lane.sleeping()
 
 
 def begin_at(slot: Slot, victims: list[Slot], rules: Rules, now: float) -> float:
@@ -134,10 +153,15 @@ def begin_at(slot: Slot, victims: list[Slot], rules: Rules, now: float) -> float
 
 
 def _next_unload(lane: Lane, rules: Rules, now: float, wakes: list[float]) -> Plan | None:
-    """A slot to free for nobody: crashed, told to go, or idle for too long. Adds to `wakes` when one will be due."""
+    """A slot to free for nobody: crashed, told to go, or idle for too long. Adds to `wakes` when one will be due.
+
+    One that sleeps is told to go, and idle, as one that is ready is.
+    """
     for slot in lane.slots.values():
         if slot.phase is Phase.CRASHED:
             return Plan(None, (slot.id,), "crash")
+        if slot.is_outdated and (_is_idle(slot) or (slot.phase is Phase.STUCK and slot.queue)):
+            return Plan(None, (slot.id,), RELOAD)
         if slot.is_unload_wanted and (slot.phase is Phase.STUCK or _is_idle(slot)):
             return Plan(None, (slot.id,), "unload")
         if not _is_idle(slot):
@@ -151,7 +175,7 @@ def _next_unload(lane: Lane, rules: Rules, now: float, wakes: list[float]) -> Pl
 
 
 def _is_idle(slot: Slot) -> bool:
-    return slot.phase is Phase.READY and not slot.has_work
+    return (slot.phase is Phase.READY or slot.is_asleep) and not slot.has_work
 
 
 def _next_wanted(lane: Lane, rules: Rules, now: float, wakes: list[float]) -> Plan | None:
@@ -160,7 +184,7 @@ def _next_wanted(lane: Lane, rules: Rules, now: float, wakes: list[float]) -> Pl
     Not while its start circuit is open; adds to `wakes` when that closes.
     """
     for slot in lane.slots.values():
-        if slot.is_wanted and slot.phase is Phase.COLD:
+        if slot.is_wanted and slot.phase is Phase.COLD and not slot.is_outdated:
             if slot.circuit.is_open(now):
                 wakes.append(slot.circuit.open_until)
             elif not _is_blocked(slot, lane, rules):
@@ -173,7 +197,7 @@ def _next_wished(lane: Lane, rules: Rules, now: float, wakes: list[float]) -> Pl
     if lane.wished_until <= now:
         return None
     for slot in sorted(lane.slots.values(), key=lambda s: s.wished_until):
-        if slot.wished_until <= now or slot.phase is not Phase.COLD:
+        if slot.wished_until <= now or slot.phase is not Phase.COLD or slot.is_outdated:
             continue
         try:
             victims = in_the_way(slot, lane, rules)
@@ -243,12 +267,20 @@ def _in_the_way_of(slot: Slot, residents: list[Slot], rules: Rules) -> list[Slot
         return blocked.pinned
 
 
+def _pins_against(slot: Slot, residents: list[Slot], rules: Rules) -> list[Slot]:
+    try:
+        plan_eviction(slot, residents, rules)
+    except CannotFit as blocked:
+        return blocked.pinned
+    return []
+
+
 def should_end_start(lane: Lane, target: Slot, rules: Rules) -> bool:
     """Whether the start in progress has nobody who waits for it, and is in the way of (or told to go by) somebody.
 
-    A hold ends every start, whoever waits for it.
+    A hold ends every start, whoever waits for it; so does a reload that has changed what is started.
     """
-    if lane.hold is not None:
+    if lane.hold is not None or target.is_outdated:
         return True
     if target.queue:
         return False

@@ -19,6 +19,8 @@ RECOVERED_SLACK_BYTES = 64 * MIB
 RECOVERED_SLACK_SHARE = 0.05
 PLATEAU_RISE_BYTES = 32 * MIB
 PLATEAU_S = 1.0
+# With only a bound of what was held: drivers have been seen to take some seconds.
+PLATEAU_BELOW_BOUND_S = 5.0
 
 
 class Verdict(StrEnum):
@@ -44,7 +46,7 @@ class Question:
 
     `held` is what was held and is not yet called available, None if nothing is known of it; `need` what the next
     engine needs, None if unknown or if nothing is started. `is_gone`: all that was stopped is confirmed gone.
-    `is_partial`: `held` is known of some of it only.
+    `is_partial`: `held` is known of some of it only; `is_bound`: `held` is the most that it can be.
     """
 
     before: int
@@ -53,6 +55,7 @@ class Question:
     is_gone: bool
     timeout_s: float
     is_partial: bool = False
+    is_bound: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,8 @@ def verdict(readings: Sequence[Reading], question: Question) -> Verdict | None:
         is_back = last.available - question.before >= question.held - missing_slack(question.held)
         if is_back and (not question.is_partial or _is_flat(readings)):
             return Verdict.RECOVERED
+        if question.is_bound and question.is_gone and _is_flat(readings, PLATEAU_BELOW_BOUND_S):
+            return Verdict.PLATEAU
     elif question.is_gone and _is_flat(readings):
         return Verdict.PLATEAU
     if last.at - readings[0].at >= question.timeout_s:
@@ -88,10 +93,10 @@ def verdict(readings: Sequence[Reading], question: Question) -> Verdict | None:
     return None
 
 
-def _is_flat(readings: Sequence[Reading]) -> bool:
-    """Whether availability rose by less than 32 MiB over the last second. A fall counts as flat."""
+def _is_flat(readings: Sequence[Reading], over_s: float = PLATEAU_S) -> bool:
+    """Whether availability rose by less than 32 MiB over the last second (or `over_s`). A fall counts as flat."""
     last = readings[-1]
     for reading in reversed(readings):
-        if last.at - reading.at >= PLATEAU_S:
+        if last.at - reading.at >= over_s:
             return last.available - reading.available < PLATEAU_RISE_BYTES
     return False

@@ -13,11 +13,21 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from enginerouter.engines.base import Engine, HasProcesses, Sleeper
+from enginerouter.engines.base import Engine, Found, HasProcesses, LoadsOnRequest, SharedServer, Sleeper
 from enginerouter.errors import EngineBusy, EngineFailed, FreeFailed, LeaseCut, RouterError, StartFailed
-from enginerouter.swap import drain, policy
+from enginerouter.swap import drain, outside, policy
 from enginerouter.swap.eviction import CannotFit, further
-from enginerouter.swap.held import describe, gib, is_off_devices, learn_came_back, note_held, note_kept, own_bytes
+from enginerouter.swap.held import (
+    Measured,
+    describe,
+    gib,
+    grown_since_start,
+    is_off_devices,
+    learn_came_back,
+    note_held,
+    note_kept,
+    own_bytes,
+)
 from enginerouter.swap.memory import MemorySource
 from enginerouter.swap.model import DrainPolicy, Lane, Lease, Rules, Slot, Swap
 from enginerouter.swap.phases import NOTHING_TO_DRAIN, Event, Phase
@@ -51,7 +61,10 @@ class StartEnded(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a walk acts on. `move` changes a slot's phase, `reject` answers all who wait for a slot."""
+    """What a walk acts on. `move` changes a slot's phase, `reject` answers all who wait for a slot.
+
+    `found` lets be known what others have loaded.
+    """
 
     engines: Mapping[str, Engine]
     rules: Rules
@@ -61,6 +74,7 @@ class Surroundings:
     move: Callable[[Slot, Event, str], None]
     reject: Callable[[Slot, RouterError], None]
     start_failed: Callable[[Slot, str], None]
+    found: Callable[[Found], None]
 
 
 class Walk:
@@ -89,8 +103,7 @@ class Walk:
             raise
 
     async def _steps(self) -> None:
-        if self._target is not None:
-            await self._engine(self._target).check(self._target.id, self._swap.plan.victims)
+        await self._look_and_check()
         victims = self._confirm()
         if broken := [v for v in victims if v.phase in NOTHING_TO_DRAIN]:
             # What will not go is found out before anybody is drained for it.
@@ -104,6 +117,28 @@ class Walk:
             await self._start(self._target)
         else:
             await self._settle(None)
+
+    async def _look_and_check(self) -> None:
+        """Can the target start at all? Meanwhile what others loaded is looked for. Raises what the check raises."""
+        target = self._target
+        if target is None and not self._is_for_hold:
+            return
+        servers = outside.to_ask(self._lane, self._a.engines)
+        looking = self._a.tasks.spawn(outside.look(servers, self._swap.plan.target), "look for what others loaded")
+        if target is not None:
+            try:
+                await self._engine(target).check(target.id, self._swap.plan.victims)
+            except BaseException:
+                looking.cancel()
+                raise
+        for found in await looking:
+            self._a.found(found)
+        if self._is_for_hold and self._lane.hold is not None:
+            self._lane.hold.has_looked = True
+
+    def _is_taken_back(self, slot: Slot) -> bool:
+        """Whether the target would not go, but can be started as it is: its server was there all along."""
+        return slot is self._target and slot.phase is Phase.STUCK and isinstance(self._engine(slot), SharedServer)
 
     async def _clear(self, victims: Sequence[Slot]) -> None:
         self._close_gates(victims)
@@ -120,21 +155,22 @@ class Walk:
         """The victims as things are now: the check took time, and the request that asked for this may have left."""
         target, now, rules = self._target, self._a.now(), self._a.rules
         if self._is_for_hold:
-            if self._lane.hold is None:
+            victims = policy.in_the_way_of_hold(self._lane)
+            if self._lane.hold is None or (not victims and not self._swap.freed):
                 raise CalledOff
-            return policy.in_the_way_of_hold(self._lane)
-        if target is not None and self._lane.hold is not None:
+            return victims
+        if target is not None and (self._lane.hold is not None or target.is_outdated):
             raise CalledOff
         if target is None:
             victims = [self._lane.slots[v] for v in self._swap.plan.victims]
-            if any(v.has_work and v.phase is Phase.READY for v in victims):
+            if any(v.has_work and (v.phase is Phase.READY or v.is_asleep) for v in victims):
                 raise CalledOff
             return victims
         is_wished = self._swap.plan.reason == policy.WISH
         if not target.queue and not target.is_wanted and not is_wished:
             raise CalledOff
         try:
-            victims = policy.in_the_way(target, self._lane, rules)
+            victims = [v for v in policy.in_the_way(target, self._lane, rules) if not self._is_taken_back(v)]
         except CannotFit:
             raise CalledOff from None
         if target.queue and policy.begin_at(target, victims, rules, now) > now:
@@ -220,19 +256,24 @@ class Walk:
 
     # --- free
 
-    async def _free(self, slots: Sequence[Slot]) -> None:
-        """Stop the slots, all at once, and see that they are gone. Raises FreeFailed; CalledOff while it still may."""
+    async def _free(self, slots: Sequence[Slot], *, for_good: bool = False) -> None:
+        """Stop the slots, all at once, and see that they are gone. Raises FreeFailed; CalledOff while it still may.
+
+        `for_good`: nothing is put to sleep, which would keep some memory. So also for a hold, and for nobody.
+        """
         self._enter("freeing")
-        own = await self._own_bytes(slots)
+        measured = await self._measured(slots)
         if any(s.phase is Phase.DRAINING for s in slots):
             self._call_off_if_unwanted(slots)
         before = self._a.memory.available()
         if not any(s.phase is Phase.SETTLING for s in self._lane.slots.values()):
             self._before = before
-        for slot, bytes_now in zip(slots, own, strict=True):
-            note_held(slot, bytes_now, before)
+        ends = {s.id for s in slots if for_good or s.is_asleep or self._target is None}
+        for slot, known in zip(slots, measured, strict=True):
+            note_held(slot, known)
             self._a.move(slot, Event.FREE, self._why())
-        results = await asyncio.gather(*(self._stop(s) for s in slots), return_exceptions=True)
+        stops = (self._stop(s, for_good=s.id in ends) for s in slots)
+        results = await asyncio.gather(*stops, return_exceptions=True)
         failures: list[FreeFailed] = []
         for slot, result in zip(slots, results, strict=True):
             if isinstance(result, BaseException):
@@ -240,38 +281,70 @@ class Walk:
                 self._a.move(slot, Event.NOT_GONE, failures[-1].message)
             else:
                 self._swap.freed.append(slot.id)
-                note_kept(slot, result)
+                slot.kept_bytes = result
+                note_kept(slot, result or 0)
                 self._a.move(slot, Event.GONE, "")
         if failures:
             await self._settle(None)
             raise failures[0]
 
-    async def _stop(self, slot: Slot) -> int:
-        """Gives what it keeps all the same."""
-        await self._engine(slot).stop(slot.id)
+    async def _stop(self, slot: Slot, *, for_good: bool) -> int | None:
+        """Gives what it keeps all the same; None where nothing is left.
+
+        What will not be started as it is now is not put to sleep.
+        """
+        engine = self._engine(slot)
+        if (for_good or slot.is_outdated) and isinstance(engine, Sleeper):
+            await engine.end(slot.id)
+        else:
+            await engine.stop(slot.id)
         return await self._kept(slot)
 
-    async def _kept(self, slot: Slot) -> int:
-        """What a freed slot holds on to: nothing, unless it only sleeps."""
+    async def _kept(self, slot: Slot) -> int | None:
+        """What a freed slot holds on to because it only sleeps; None where it does not."""
         engine = self._engine(slot)
-        return (await engine.held_bytes(slot.id) or 0) if isinstance(engine, Sleeper) else 0
+        if not isinstance(engine, Sleeper) or slot.id not in engine.asleep():
+            return None
+        return await engine.held_bytes(slot.id) or 0
 
-    async def _own_bytes(self, slots: Sequence[Slot]) -> list[int | None]:
-        """What each slot itself has of the pool now. Available memory and the cards' list are fresh afterwards."""
+    async def _measured(self, slots: Sequence[Slot]) -> list[Measured]:
+        """What is known of each slot's memory now. Available memory and the cards' list are fresh afterwards."""
         memory = self._a.memory
         host = await asyncio.gather(*(self._engine(s).held_bytes(s.id) for s in slots), return_exceptions=True)
+        claimed = await asyncio.gather(*(self._claimed(s) for s in slots))
         await memory.refresh()
         pids = await asyncio.gather(*(self._pids(s) for s in slots))
         self._ended_pids.update(*pids)
+        available, counts_host = memory.available(), memory.counts_host_pages
         return [
-            own_bytes(
-                bytes_now if isinstance(bytes_now, int) else None,
-                its_pids,
-                memory.processes(),
-                counts_host_pages=memory.counts_host_pages,
+            Measured(
+                own_bytes(
+                    bytes_now if isinstance(bytes_now, int) else None,
+                    its_pids,
+                    memory.processes(),
+                    counts_host_pages=counts_host,
+                ),
+                available,
+                its_claim,
+                grown_since_start(slot, self._lane.slots.values(), available) if self._may_grow(slot) else None,
             )
-            for bytes_now, its_pids in zip(host, pids, strict=True)
+            for slot, bytes_now, its_pids, its_claim in zip(slots, host, pids, claimed, strict=True)
         ]
+
+    def _may_grow(self, slot: Slot) -> bool:
+        """Whether it may have taken memory after it was ready."""
+        engine = self._engine(slot)
+        return slot.was_unloaded or (isinstance(engine, LoadsOnRequest) and engine.loads_on_request)
+
+    async def _claimed(self, slot: Slot) -> int | None:
+        """What its server says it holds of this pool."""
+        engine = self._engine(slot)
+        if not isinstance(engine, LoadsOnRequest) or slot.phase in NOTHING_TO_DRAIN:
+            return None
+        claim = await engine.claimed(slot.id)
+        if claim is None:
+            return None
+        return claim.all_bytes if self._a.memory.counts_host_pages else claim.device_bytes
 
     async def _pids(self, slot: Slot) -> Collection[int]:
         engine = self._engine(slot)
@@ -289,7 +362,8 @@ class Walk:
         self._enter("settling")
         missing = [s.missing_bytes for s in freed if s.missing_bytes is not None]
         is_partial = 0 < len(missing) < len(freed)
-        settled = await self._settled(sum(missing) if missing else None, need, is_partial=is_partial)
+        is_bound = any(s.missing_is_bound for s in freed)
+        settled = await self._settled(sum(missing) if missing else None, need, is_partial=is_partial, is_bound=is_bound)
         self._swap.settled = settled
         if settled.verdict is Verdict.ENOUGH:
             self._lane.owed_until = self._a.now() - settled.seconds + self._a.rules.settle_timeout_s
@@ -300,7 +374,7 @@ class Walk:
             learn_came_back(slot, settled, is_alone=len(freed) == 1)
             self._a.move(slot, Event.SETTLED, settled.verdict.value)
 
-    async def _settled(self, held: int | None, need: int | None, *, is_partial: bool) -> Settled:
+    async def _settled(self, held: int | None, need: int | None, *, is_partial: bool, is_bound: bool) -> Settled:
         began_at, rules, source = self._a.now(), self._a.rules, self._a.memory
         if source.name == "none" or rules.settle_timeout_s <= 0:
             return Settled(Verdict.OFF, 0.0, None, held)
@@ -313,7 +387,13 @@ class Walk:
             readings.append(Reading(now, available))
             is_gone = is_off_devices(self._ended_pids, source.processes())
             question = Question(
-                self._before, held, need, is_gone=is_gone, timeout_s=rules.settle_timeout_s, is_partial=is_partial
+                self._before,
+                held,
+                need,
+                is_gone=is_gone,
+                timeout_s=rules.settle_timeout_s,
+                is_partial=is_partial,
+                is_bound=is_bound,
             )
             if said := verdict(readings, question):
                 return Settled(said, now - began_at, max(0, available - self._before), held)
@@ -346,7 +426,9 @@ class Walk:
     async def _need(self, target: Slot) -> int | None:
         """What its start is expected to take. One that sleeps has some of it already."""
         need = target.expected_bytes
-        return None if need is None else max(0, need - await self._kept(target))
+        if need is None or target.phase is Phase.STUCK:  # it has what it needs
+            return None
+        return max(0, need - (await self._kept(target) or 0))
 
     async def _make_room(self, target: Slot) -> None:
         need = await self._need(target)
@@ -376,19 +458,21 @@ class Walk:
             await asyncio.sleep(READ_EVERY_S)
 
     async def _free_further(self, target: Slot, *, short_bytes: int) -> None:
-        more = further(self._lane.residents(), target, short_bytes)
+        more = further([*self._lane.residents(), *self._lane.sleeping()], target, short_bytes)
         if more:
             self._close_gates(more)
-            await self._free(more)
+            await self._free(more, for_good=True)
             await self._settle(target.expected_bytes)
 
     async def _start_once(self, target: Slot) -> None:
-        if self._lane.hold is not None:
+        if self._lane.hold is not None or target.is_outdated:
             raise StartEnded
         self._enter("starting")
         await self._a.memory.refresh()
         before = self._a.memory.available()
-        target.before_start_bytes, target.drop_bytes, target.before_end_bytes = before, None, None
+        # Of what is there already the fall of memory says nothing.
+        target.before_start_bytes = before if target.phase is Phase.COLD else None
+        target.drop_bytes, target.before_end_bytes, target.kept_bytes = None, None, None
         self._a.move(target, Event.START, self._swap.plan.reason)
         began_at = self._a.now()
         start = self._a.tasks.spawn(self._attempt(target), f"start {target.id}")
@@ -416,7 +500,8 @@ class Walk:
         if target.phase in (Phase.READY, Phase.DRAINING):
             after = self._a.memory.available()
             target.before_end_bytes = after
-            target.drop_bytes = None if before is None or after is None else max(0, before - after)
+            known = target.before_start_bytes
+            target.drop_bytes = None if known is None or after is None else max(0, known - after)
 
     async def _attempt(self, target: Slot) -> RouterError | None:
         """One start. A failure is its result: an ordinary thing, and no traceback in the log."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from enginerouter.errors import Pinned, StartCircuitOpen
+from enginerouter.errors import NoLongerConfigured, Pinned, StartCircuitOpen
+from enginerouter.slots import SlotId
 from enginerouter.swap.model import Lane, Slot, SwapReport
 
 log = logging.getLogger(__name__)
@@ -19,10 +20,21 @@ def progress(slot: Slot, lane: Lane, now: float) -> str:
         return f"queued {slot.id}, memory is held by {lane.hold.owner} {now - since:.0f}s"
     if swap is not None and swap.plan.target == slot.id:
         return f"swap {swap.step} {slot.id} {now - swap.step_since:.0f}s"
+    if slot.is_outdated:
+        since = slot.queue[0].arrived_at if slot.queue else now
+        running = len(slot.leases)
+        return f"queued {slot.id}, whose configuration has changed, behind {running} of its answers {now - since:.0f}s"
     ahead = swap.plan.target if swap is not None and swap.plan.target is not None else None
     behind = ahead or next((s.id for s in lane.residents()), None)
     oldest = slot.queue[0].arrived_at if slot.queue else now
     return f"queued {slot.id} behind {behind} {now - oldest:.0f}s" if behind else f"queued {slot.id}"
+
+
+def removed(slot_id: SlotId) -> NoLongerConfigured:
+    return NoLongerConfigured(
+        f"{slot_id} is no longer there: the configuration was reloaded without it; ask again for what there is now",
+        retry_after_s=1,
+    )
 
 
 def circuit_open(slot: Slot, now: float) -> StartCircuitOpen:

@@ -1,4 +1,4 @@
-"""One router, put together: from a configuration to a listening server, and back down again.
+"""One router, put together: from a configuration to a listening server, to another configuration, and back down again.
 
 This is the only module that knows every part. It holds no logic except order.
 """
@@ -12,29 +12,25 @@ import os
 import secrets
 import socket
 import ssl
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+import time
+from collections.abc import Mapping
+from typing import Any
 
 from aiohttp import web
 
-from enginerouter.config.engines import GenericProcess
+from enginerouter.cache.answers import AnswerCache
+from enginerouter.config.changes import Changes, diff
+from enginerouter.config.load import Loaded
 from enginerouter.config.model import Config, EngineSettings
-from enginerouter.engines.api_swap import ApiSwapEngine
 from enginerouter.engines.base import Engine
 from enginerouter.engines.directory import SlotDirectory
-from enginerouter.engines.discovery import Discovery, ListsModels, is_askable
-from enginerouter.engines.launch import log_path
-from enginerouter.engines.ollama import OllamaEngine
+from enginerouter.engines.discovery import Discovery
 from enginerouter.engines.ports import Holder, holder_of
 from enginerouter.engines.registry import build_engines, end_launches_of_removed_engines
-from enginerouter.engines.remote import RemoteEngine
-from enginerouter.engines.served import ProcessModels, is_process
-from enginerouter.errors import AlreadyRunning, CannotListen, ConfigError, Problem
+from enginerouter.engines.served import is_process
+from enginerouter.errors import AlreadyRunning, CannotListen, ConfigError, FreeFailed, Problem
 from enginerouter.metrics import Registry
-from enginerouter.proxy.downstream import KeepAlive, Mode
-from enginerouter.proxy.upstream import Upstream
-from enginerouter.routing import walk
-from enginerouter.routing.directory import Directory, models_of
+from enginerouter.routing.directory import models_of
 from enginerouter.routing.health import Health
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
@@ -43,44 +39,24 @@ from enginerouter.swap.memory import MemorySource
 from enginerouter.swap.phases import Phase
 from enginerouter.swap.pick import Picked
 from enginerouter.tasks import TaskGroup
-from enginerouter.web.answers import KeptAnswers, open_cache
+from enginerouter.web.answers import open_cache
 from enginerouter.web.body import BufferBudget
-from enginerouter.web.catalog import Catalog
-from enginerouter.web.control import Control
-from enginerouter.web.discovered import Discovered, Discovering
-from enginerouter.web.edge import Edge, edge_rules
-from enginerouter.web.exchange import Surroundings
-from enginerouter.web.explain import Explain
-from enginerouter.web.health import HealthView
-from enginerouter.web.inference import Inference
+from enginerouter.web.edge import Edge
+from enginerouter.web.health import watch_health
+from enginerouter.web.keys import Identity
 from enginerouter.web.listener import GuardedServer, listen
-from enginerouter.web.naming import Naming
-from enginerouter.web.params import ModelParams
+from enginerouter.web.logs import change_logging
 from enginerouter.web.prober import BackgroundProber
-from enginerouter.web.responses import ResponseOwners
-from enginerouter.web.routes import Access, Route, RouteHandler, Routes
+from enginerouter.web.reload import Reloader
+from enginerouter.web.renewal import Renewal, running_in, without_restart
+from enginerouter.web.routes import Routes
 from enginerouter.web.slots_of import LEARNED, learned_section, read_learned, rules_of, slot_specs, undeclared_spec
-from enginerouter.web.status_page import StatusPage
+from enginerouter.web.surface import Lasting, Surface
 from enginerouter.web.telemetry import Telemetry
-from enginerouter.web.watching import Watching
 
 log = logging.getLogger(__name__)
 
 MIB = 1024 * 1024
-# Paths whose POST carries a model, in its JSON or as a part of a form.
-INFERENCE_PATHS = (
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/embeddings",
-    "/v1/responses",
-    "/v1/rerank",
-    "/v1/audio/transcriptions",
-    "/v1/audio/translations",
-    "/v1/audio/speech",
-    "/v1/images/generations",
-    "/v1/images/edits",
-    "/v1/images/variations",
-)
 
 
 class Router:
@@ -108,18 +84,7 @@ class Router:
         self.health = Health(config.health)
         self._tasks = TaskGroup()
         self._slot_directory = SlotDirectory(self.state.router_id)
-        self.engines = (
-            dict(engines)
-            if engines is not None
-            else build_engines(
-                config.engines,
-                self.state,
-                config.base_dir,
-                self._slot_directory,
-                {m.engine: m.upstream_id or m.id for m in reversed(config.models)},
-                upstream_models(config),
-            )
-        )
+        self.engines = dict(engines) if engines is not None else self._build(config, config.engines)
         self.learned = read_learned(self.state)
         self.coordinator = Coordinator(
             slot_specs(config),
@@ -129,52 +94,77 @@ class Router:
             observer=self.telemetry,
             learned=self.learned,
             spec_of=lambda slot: undeclared_spec(config, slot),
+            renewed=self._drained,
         )
-        self._naming = Naming(Directory(config), self.coordinator, config.engines)
         self._prober = BackgroundProber(config.health, config.engines, self.engines, self.coordinator, self.health)
-        self._addresses: dict[SlotId, str] = {}
-        sources = self._sources()
-        self._discovered = Discovered(config, self.state, self._naming)
-        self._discovered.recall({name: source for name, (source, _) in sources.items()})
-        self._discovery = Discovery(sources, self._discovered.listed)
-        self._naming.attach(self._discovery)
-        self._upstreams: dict[str, Upstream] = {}
-        self.cache = open_cache(config.cache, self._tasks)
+        self.reloader = Reloader(config.path, self._renew)
+        self._lasting = self._made_to_last()
+        self._surface = Surface(config, self._lasting, self.engines, open_cache(config.cache, self._tasks))
+        # Of earlier configurations: requests that began with them may still wait for an answer.
+        self._earlier: list[Discovery] = []
+        self._edge = Edge(self._surface.rules, BufferBudget(config.max_buffered_mib * MIB))
+        self._tls: ssl.SSLContext | None = None
+        self._is_up = asyncio.Event()
         self._runner: web.ServerRunner | None = None
-        self.routes = Routes(())
         self.port = 0
+
+    def _made_to_last(self) -> Lasting:
+        return Lasting(
+            self.instance,
+            self.registry,
+            self.telemetry,
+            self.memory,
+            self.state,
+            self.health,
+            self.coordinator,
+            self._prober,
+            self.reloader,
+            self._tasks,
+            self._snapshot,
+            time.monotonic(),
+        )
+
+    @property
+    def cache(self) -> AnswerCache | None:
+        return self._surface.cache
+
+    async def _snapshot(self, identity: Identity) -> dict[str, Any]:
+        return await self._surface.control.snapshot(identity)
+
+    @property
+    def routes(self) -> Routes:
+        """The table of the configuration of the moment."""
+        return self._surface.rules.routes
 
     async def start(self) -> None:
         """Listen, take over running engines, begin preloads. Raises CannotListen, AlreadyRunning or ConfigError."""
         await self._claim_state()
         await self.memory.start()
-        self._upstreams = {name: self._upstream(self.config.engines[name]) for name in self.engines}
+        self._surface.use_upstreams()
         self.telemetry.watch(self.coordinator)
         self.telemetry.watch_memory(self.memory)
-        if self.cache is not None:
-            self.telemetry.watch_cache(self.cache)
+        self.telemetry.watch_cache(lambda: self._surface.cache)
+        watch_health(self.registry, self.health, lambda: self._surface.view.values())
         self.telemetry.listeners.append(self._slot_moved)
         self.telemetry.listeners.append(self._prober.slot_moved)
-        budget = BufferBudget(self.config.max_buffered_mib * MIB)
-        self.routes = Routes(self._routes())
-        edge = Edge(edge_rules(self.config, self.routes), budget)
-        server = GuardedServer(edge.handle)
-        tls = tls_context(self.config)
+        server = GuardedServer(self._edge.handle)
+        self._tls = tls_context(self.config)
         try:
             self._runner, self.port = await listen(
                 server,
                 host=self.config.host,
                 port=self.config.port,
                 sock=self._sock,
-                ssl_context=tls,
+                ssl_context=self._tls,
                 shutdown_timeout_s=self.config.shutdown_timeout_s,
             )
         except OSError as error:
             raise CannotListen(self.config.host, self.config.port, await self._why_not(error)) from error
-        self._discovery.begin()
+        self._surface.discovery.begin()
         await end_launches_of_removed_engines(self.state, self.engines)
         await self.coordinator.start()
         self._prober.begin()
+        self._is_up.set()
 
     async def _claim_state(self) -> None:
         try:
@@ -200,14 +190,16 @@ class Router:
 
     async def stop(self) -> None:
         """Answer those who wait, let streams end within `shutdown_timeout_s`, stop the engines, save the state."""
+        await self.reloader.close()
         self.coordinator.refuse_new()
         self.telemetry.hub.close()
         if self._runner is not None:
             await self._stop_listening(self._runner)
-        await self._discovery.close()
+        for discovery in (*self._earlier, self._surface.discovery):
+            await discovery.close()
         await self._prober.close()
         await self.coordinator.close(keeps_engines=self.config.on_exit == "keep")
-        for upstream in self._upstreams.values():
+        for upstream in self._lasting.upstreams.values():
             await upstream.close()
         await self._tasks.close()
         if self.cache is not None:
@@ -227,49 +219,21 @@ class Router:
 
     # --- parts
 
-    def _sources(self) -> dict[str, tuple[ListsModels, float]]:
-        """The engines whose word on their models counts, with how long it does."""
-        sources: dict[str, tuple[ListsModels, float]] = {}
-        for name, engine in self.engines.items():
-            settings = self.config.engines[name]
-            if not is_askable(settings, is_enabled=self.config.discover.enabled):
-                continue
-            if isinstance(engine, ApiSwapEngine | OllamaEngine | RemoteEngine):
-                sources[name] = engine, settings.tags_cache_ttl_s
-            elif is_process(settings):
-                sources[name] = ProcessModels(settings, self._ready_address(name)), settings.tags_cache_ttl_s
-        return sources
-
-    def _ready_address(self, engine: str) -> Callable[[], str | None]:
-        """Where an engine may be asked, while it may."""
-
-        def address() -> str | None:
-            slot = self.coordinator.slots.get(SlotId(engine))
-            return self._addresses.get(SlotId(engine)) if slot is not None and slot.phase is Phase.READY else None
-
-        return address
-
-    def _upstream(self, settings: EngineSettings) -> Upstream:
-        headers = dict(settings.headers)
-        if settings.api_key:
-            headers["Authorization"] = f"Bearer {settings.api_key}"
-        return Upstream(
-            settings.name,
-            headers=headers,
-            connect_timeout_s=self.config.upstream_connect_timeout_s,
-            tasks=self._tasks,
-            is_server=settings.type in ("remote", "ollama", "api_swap"),
+    def _build(self, config: Config, settings: Mapping[str, EngineSettings]) -> dict[str, Engine]:
+        return build_engines(
+            settings, self.state, config.base_dir, self._slot_directory, warmup_models(config), upstream_models(config)
         )
 
     def _slot_moved(self, slot: SlotId, phase: Phase) -> None:
         if phase is Phase.READY:
-            self._addresses[slot] = self.engines[slot.engine].address(slot)
-            if is_process(self.config.engines[slot.engine]):
-                self._discovery.ask(slot.engine)  # now it can tell by itself
+            self._lasting.addresses[slot] = self.engines[slot.engine].address(slot)
+            settings = self.config.engines.get(slot.engine)
+            if settings is not None and is_process(settings):
+                self._surface.discovery.ask(slot.engine)  # now it can tell by itself
             self._note_learned()
         elif phase in (Phase.FREEING, Phase.CRASHED):
             # Before the stop signal: llama-server keeps its memory while somebody is connected.
-            self._upstreams[slot.engine].drop()
+            self._lasting.upstreams[slot.engine].drop()
             self._note_learned()
         elif phase is Phase.COLD:
             self._note_learned()
@@ -278,76 +242,83 @@ class Router:
         slots = self.coordinator.slots.values()
         self.state.put(LEARNED, learned_section(slots, self.learned, self.config.engines))
 
-    def _routes(self) -> Iterable[Route]:
-        config = self.config
-        naming = self._naming
-        params = ModelParams(config)
-        around = Surroundings(
-            self.instance,
-            self.coordinator,
-            naming,
-            self.health,
-            walk.CoolDowns(config.health.rate_limit_cooldown_s, config.health.credit_cooldown_s),
-            self._upstreams,
-            self._addresses,
-            _keepalive(config),
-            self.telemetry,
-            ResponseOwners(),
-            params,
-            KeptAnswers(self.cache, config, params),
-            self._tasks,
-        )
-        inference = Inference(naming, around)
-        catalog = Catalog(naming, self.coordinator)
-        discovering = Discovering(naming, self._discovery)
-        page = StatusPage()
-        engines = {name: config.engines[name] for name in self.engines}
-        view = HealthView(engines, naming, self.coordinator, self.health, self._prober, self.registry)
-        control = Control(
-            naming,
-            self.coordinator,
-            self.telemetry,
-            self.registry,
-            self.memory,
-            self._tasks,
-            self.health,
-            view,
-            self.cache,
-        )
-        watching = Watching(self.telemetry.hub, naming, control.snapshot, log_files(config))
-        for path in INFERENCE_PATHS:
-            yield Route("POST", path, inference.serve)
-        metrics_access: Access = "key" if config.metrics_require_key else "open"
-        rows: list[tuple[str, str, RouteHandler, Access]] = [
-            ("GET", "/v1/responses/{id}", inference.follow, "key"),
-            ("DELETE", "/v1/responses/{id}", inference.follow, "key"),
-            ("POST", "/v1/responses/{id}/cancel", inference.follow, "key"),
-            ("GET", "/v1/responses/{id}/input_items", inference.follow, "key"),
-            ("GET", "/v1", catalog.root, "key"),
-            ("GET", "/v1/models", catalog.models, "key"),
-            ("GET", "/v1/models/{id...}", catalog.model, "key"),
-            ("GET", "/v1/aliases", catalog.aliases, "key"),
-            ("GET", "/", page.root, "open"),
-            ("GET", "/page.css", page.style, "open"),
-            ("GET", "/page.js", page.script, "open"),
-            ("GET", "/health", control.health, "open"),
-            ("GET", "/v1/health", view.show, "key"),
-            ("GET", "/metrics", control.metrics, metrics_access),
-            ("GET", "/status", control.status, "key"),
-            ("GET", "/events", watching.events, "key"),
-            ("GET", "/logs", watching.logs, "admin"),
-            ("POST", "/admin/swap", control.swap, "admin"),
-            ("POST", "/admin/unload", control.unload, "admin"),
-            ("POST", "/admin/reset", control.reset, "admin"),
-            ("POST", "/admin/discover", discovering.discover, "admin"),
-            ("POST", "/admin/explain", Explain(naming, params, self.coordinator, self.health).explain, "key"),
-            ("GET", "/models/available", control.models_available, "key"),
-            ("GET", "/models/status", control.models_status, "key"),
-            ("POST", "/models/switch", control.models_switch, "admin"),
-            ("POST", "/admin/hold", control.hold, "admin"),
-            ("POST", "/admin/release", control.release, "admin"),
-        ]
-        yield from (Route(method, path, handler, access) for method, path, handler, access in rows)
+    # --- another configuration
+
+    async def _renew(self, loaded: Loaded) -> Changes:
+        """Go by it from now on, but for what needs a restart. Raises ConfigError, and then nothing has changed."""
+        await self._is_up.wait()
+        changes = diff(self.config, loaded.config)
+        config = without_restart(loaded.config, self.config)
+        refuse_to_empty(self.config, config)
+        # What only a start finds, also of what counts at the next one only.
+        await asyncio.to_thread(tls_context, loaded.config)
+        if "memory_source" in changes.restart:
+            await see_memory_source(loaded.config)
+        built = self._build(config, {n: config.engines[n] for n in (*changes.added, *changes.changed, *changes.moved)})
+        try:
+            running = await running_in({name: built[name] for name in changes.added})
+            if self._tls is not None and config.tls_cert_file is not None:
+                await asyncio.to_thread(self._tls.load_cert_chain, config.tls_cert_file, config.tls_key_file)
+        except BaseException:
+            for engine in built.values():
+                await engine.close()
+            raise
+        self._put(Renewal(changes, config), built, running)
+        return changes
+
+    def _put(
+        self, renewal: Renewal, built: Mapping[str, Engine], running: Mapping[str, list[SlotId] | FreeFailed]
+    ) -> None:
+        """All of it in one step, and without an await: no request sees a part of each."""
+        config, before, was = renewal.config, self._surface, self.config
+        cache = before.cache if config.cache == was.cache else open_cache(config.cache, self._tasks)
+        staying = {n: e for n in config.engines if n not in built and (e := self.coordinator.engine_to_be(n))}
+        engines = {n: built.get(n) or staying[n] for n, settings in config.engines.items() if settings.enabled}
+        surface = Surface(config, self._lasting, engines, cache)
+        self.config, self._surface, self._edge.rules = config, surface, surface.rules
+        self._edge.budget.max_bytes = config.max_buffered_mib * MIB
+        change_logging(was, config)
+        models, warmup = upstream_models(config), warmup_models(config)
+        for name, engine in engines.items():
+            if name not in built:
+                engine.configure(config.engines[name], warmup_model=warmup.get(name), models=models.get(name, ()))
+        surface.use_upstreams()
+        self._forget(renewal, cache)
+        self.health.configure(config.health)
+        self._prober.configure(config.health, config.engines, renewal.others)
+        self.coordinator.renew(renewal.for_swap(built), running)
+        for slot in self.coordinator.slots:
+            if slot.engine in renewal.changes.moved:
+                self._lasting.addresses[slot] = built[slot.engine].address(slot)
+        surface.carry_on(before, engines.keys() - built.keys())
+        surface.discovery.begin()
+        self._earlier = [d for d in (*self._earlier, before.discovery) if d.is_asking]
+        if cache is not before.cache and before.cache is not None:
+            self._tasks.spawn(before.cache.close(), "close the cache")
+        self._note_learned()
+
+    def _forget(self, renewal: Renewal, cache: AnswerCache | None) -> None:
+        """What was measured, seen and kept of engines that are others now, or gone."""
+        for slot in [slot for slot in self.learned if renewal.forgets(slot)]:
+            del self.learned[slot]
+        for name in renewal.others:
+            self.health.forget(name)
+            if cache is not None:
+                cache.forget(name)
+
+    def _drained(self) -> None:
+        """An engine or a slot that was to go is gone, or another one now."""
+        lasting, slots = self._lasting, self.coordinator.slots
+        for name in [n for n in lasting.upstreams if n not in self.engines]:
+            self._tasks.spawn(lasting.upstreams.pop(name).close(), f"close connections to {name}")
+        for slot in [s for s in lasting.addresses if s not in slots]:
+            del lasting.addresses[slot]
+        self._note_learned()
+
+
+def warmup_models(config: Config) -> dict[str, str]:
+    """What to ask each engine for once it is ready: its first model."""
+    return {m.engine: m.upstream_id or m.id for m in reversed(config.models)}
 
 
 def upstream_models(config: Config) -> dict[str, list[str]]:
@@ -358,16 +329,28 @@ def upstream_models(config: Config) -> dict[str, list[str]]:
     return found
 
 
-def _keepalive(config: Config) -> KeepAlive:
-    return KeepAlive(
-        enabled=config.swap_keepalive_enabled,
-        interval_s=config.swap_keepalive_interval_s,
-        commit_after_s=config.commit_after_s,
-        first_byte_commit_s=config.first_byte_commit_s,
-        prefill=config.prefill_keepalive,
-        json_after_s=config.json_keepalive_after_s,
-        stream_mode=Mode(config.swap_progress),
-    )
+def refuse_to_empty(before: Config, after: Config) -> None:
+    """A file that an editor has just truncated is a valid one, without engines. Raises ConfigError."""
+    if any(e.enabled for e in before.engines.values()) and not any(e.enabled for e in after.engines.values()):
+        raise ConfigError(
+            [
+                Problem(
+                    "there are no engines in it, and some are served",
+                    path="engines",
+                    file=str(after.path or ""),
+                    hint="the file may be half-written; to serve none, restart the router",
+                )
+            ]
+        )
+
+
+async def see_memory_source(config: Config) -> None:
+    """Raises ConfigError if a start with it would fail."""
+    source = Picked(config.memory_source)
+    try:
+        await source.start()
+    finally:
+        await source.close()
 
 
 def tls_context(config: Config) -> ssl.SSLContext | None:
@@ -381,16 +364,3 @@ def tls_context(config: Config) -> ssl.SSLContext | None:
         files = f"{config.tls_cert_file} and {config.tls_key_file}"
         raise ConfigError([Problem(f"{files} cannot be used: {error}", path="tls_cert_file")]) from error
     return context
-
-
-def log_files(config: Config) -> dict[str, tuple[Path, ...]]:
-    """Where each engine and each of its slots print to, and "" for the router; none = to no file of ours."""
-    files: dict[str, tuple[Path, ...]] = {"": (config.log_file,) if config.log_file is not None else ()}
-    for engine in config.engines.values():
-        slots = [s.id for s in slot_specs(config) if s.id.engine == engine.name]
-        if isinstance(engine, GenericProcess):
-            own = {str(slot): (log_path(engine, slot, config.base_dir),) for slot in slots}
-            files |= own | {engine.name: tuple(path for paths in own.values() for path in paths)}
-        else:
-            files[engine.name] = ()
-    return files

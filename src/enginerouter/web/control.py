@@ -34,6 +34,7 @@ from enginerouter.web.health import HealthView
 from enginerouter.web.json_body import json_object
 from enginerouter.web.keys import Identity
 from enginerouter.web.naming import Naming
+from enginerouter.web.reload import Reloader
 from enginerouter.web.telemetry import Telemetry, swap_fields
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,10 @@ class Control:
         tasks: TaskGroup,
         health: Health,
         view: HealthView,
+        reloader: Reloader,
         cache: AnswerCache | None = None,
+        *,
+        began_at: float,
     ) -> None:
         self._naming = naming
         self._coordinator = coordinator
@@ -73,7 +77,8 @@ class Control:
         self._cache = cache
         self._health = health
         self._view = view
-        self._began_at = time.monotonic()
+        self._reloader = reloader
+        self._began_at = began_at
 
     async def health(self, call: EdgeCall) -> web.StreamResponse:
         """`{"status": "ok"}`; 503 and `stuck` when the coordinator has not turned for 15 s. Wakes nothing."""
@@ -106,6 +111,7 @@ class Control:
             "hold": _hold_status(coordinator.current_hold, now),
             "cache": _cache_status(self._cache),
             "queued": coordinator.queued,
+            "reload": self._reloader.status(is_admin=identity.is_admin),
             "health": self._view.standings(identity),
             "swaps": [_swap_status(s, now, shown) for s in swaps if _is_shown(s, shown)],
             "slots": [self._slot_status(s, now, identity) for s in slots],
@@ -130,6 +136,8 @@ class Control:
             "in_flight": len(slot.leases),
             "queued": len(slot.queue),
             "is_pinned": slot.spec.is_pinned,
+            "asleep_bytes": slot.kept_bytes if slot.is_asleep else None,
+            "is_outdated": slot.is_outdated,
             "eta_s": round(self._coordinator.eta_s(slot.id), 1),
             "learned": dataclasses.asdict(slot.learned),
         }
@@ -164,13 +172,17 @@ class Control:
             log.warning("the swap to %s that was asked for did not happen: %s", slot, error.message)
 
     async def unload(self, call: EdgeCall) -> web.StreamResponse:
-        """Free the named slot, or all of them; one in use goes when its last request ends."""
+        """Free the named slot, or all of them; one in use goes when its last request ends.
+
+        Also what others loaded, which is looked for first, and what sleeps.
+        """
+        await self._coordinator.look_around()
         slots = await self._named_or_all(call)
         leaving = [str(s) for s in slots if self._coordinator.unload(s)]
         return json_answer({"unloading": leaving})
 
     async def reset(self, call: EdgeCall) -> web.StreamResponse:
-        """Close the start circuit and the health circuits of what is named, or of everything."""
+        """Close start and health circuits of what is named, or of everything; free once more what would not go."""
         asked = await _asked(call)
         slots = await self._named(asked, call.identity) if asked else list(self._coordinator.slots)
         if "model" in asked:

@@ -35,11 +35,14 @@ DISCOVER_WITHIN_S = 6.0
 class Discovered:
     """`listed` is the listener of `Discovery`; `recall` is called once, before it begins."""
 
-    def __init__(self, config: Config, state: StateFile, naming: Naming) -> None:
+    def __init__(
+        self, config: Config, state: StateFile, naming: Naming, warned: set[tuple[str, str]] | None = None
+    ) -> None:
         self._config = config
         self._state = state
         self._naming = naming
-        self._warned: set[tuple[str, str]] = set()
+        # Pairs of engines of which the log has told; shared by all configurations of a router.
+        self._warned = warned if warned is not None else set()
 
     def recall(self, sources: Mapping[str, ListsModels]) -> None:
         """Tell the directory what was listed before this start, and what the commands say."""

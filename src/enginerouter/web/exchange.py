@@ -28,7 +28,6 @@ from enginerouter.routing.walk import CoolDowns, Failure
 from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.model import Lease
-from enginerouter.swap.phases import Phase
 from enginerouter.tasks import TaskGroup
 from enginerouter.web.answers import CACHE, Copy, KeptAnswers
 from enginerouter.web.ask import Ask
@@ -120,7 +119,7 @@ class Exchange:
     def progress(self) -> str:
         """What the client waits for, as a keep-alive says it."""
         slot = self._target.slot
-        if self._coordinator.slots[slot].phase is Phase.READY:
+        if self._coordinator.serves(slot):
             return f"waiting for {self._target.label} {time.monotonic() - self._record.began_at:.0f}s"
         return self._coordinator.progress(slot)
 
@@ -176,12 +175,9 @@ class Exchange:
         if not self._client.is_beating:  # as in a chain, after its first target
             self._client.wait_for_lease()
         began_at = time.monotonic()
-        ticket = self._coordinator.enqueue(self._target.slot, priority=self._call.identity.priority)
         try:
-            lease = await ticket.granted
-        except BaseException:
-            self._coordinator.leave(ticket)
-            raise
+            with self._coordinator.place(self._target.slot, priority=self._call.identity.priority) as ticket:
+                lease = await ticket.granted
         finally:
             waited = time.monotonic() - began_at
             self._record.queue_s += waited

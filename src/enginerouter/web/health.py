@@ -8,7 +8,7 @@ can be started is healthy. A remote engine without its key is `unconfigured`.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 from aiohttp import web
@@ -58,23 +58,12 @@ class HealthView:
         coordinator: Coordinator,
         health: Health,
         prober: BackgroundProber,
-        registry: Registry,
     ) -> None:
         self._settings = settings
         self._naming = naming
         self._coordinator = coordinator
         self._health = health
         self._prober = prober
-        self._moves = registry.counter(
-            "health_transitions_total", "Circuits that opened, cooled down or closed.", ("provider", "to")
-        )
-        registry.gauge(
-            "provider_healthy",
-            "1 healthy; 0.5 partly passed over, cooling down or on trial; 0 nothing of it is served.",
-            ("provider",),
-            read=self._gauge,
-        )
-        health.listeners.append(self._count)
 
     async def show(self, call: EdgeCall) -> web.StreamResponse:
         """Every engine with its targets, their circuits and what the last probe saw – as far as this key may know."""
@@ -147,13 +136,28 @@ class HealthView:
 
     # --- metrics
 
-    def _gauge(self) -> dict[Labels, float]:
+    def values(self) -> dict[Labels, float]:
         snapshot = self._health.snapshot()
         standings = {name: self._standing(name, snapshot.get(name, {})) for name in self._settings}
         return {(name,): VALUES[s] for name, s in standings.items() if s != "unconfigured"}
 
-    def _count(self, moved: Transition) -> None:
-        self._moves.inc((moved.engine, moved.after))
+
+def watch_health(registry: Registry, health: Health, values: Callable[[], dict[Labels, float]]) -> None:
+    """The metrics of health; `values` are those of the view of the moment (`HealthView.values`)."""
+    moves = registry.counter(
+        "health_transitions_total", "Circuits that opened, cooled down or closed.", ("provider", "to")
+    )
+    registry.gauge(
+        "provider_healthy",
+        "1 healthy; 0.5 partly passed over, cooling down or on trial; 0 nothing of it is served.",
+        ("provider",),
+        read=values,
+    )
+
+    def count(moved: Transition) -> None:
+        moves.inc((moved.engine, moved.after))
+
+    health.listeners.append(count)
 
 
 def _unix(at: float, now: float) -> float:

@@ -17,6 +17,8 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import TextIO
 
+from enginerouter.config.model import Config
+
 MAX_BYTES = 5_000_000
 BACKUPS = 3
 FLUSH_EVERY_S = 0.25
@@ -105,6 +107,22 @@ class RequestLine(logging.LogRecord):
         self.__dict__.update(_BLANK, msg=message, args=args, created=now, msecs=now % 1 * 1000)
 
 
+def change_logging(before: Config, after: Config) -> None:
+    """Level and form of the log, where a reload has changed them; its file needs a restart."""
+    root = logging.getLogger()
+    if after.log_level != before.log_level:
+        root.setLevel(after.log_level)
+    if after.log_format != before.log_format:
+        for handler in root.handlers:
+            if isinstance(handler, CollectingHandler):
+                handler.flush()
+                handler.setFormatter(_formatter(after.log_format))
+
+
+def _formatter(form: str) -> logging.Formatter:
+    return JsonFormatter() if form == "json" else TextFormatter()
+
+
 def set_up(level: str, file: Path | None, form: str) -> CollectingHandler:
     """Send the root log to standard error and to `file`; the handler must be flushed now and then.
 
@@ -112,7 +130,6 @@ def set_up(level: str, file: Path | None, form: str) -> CollectingHandler:
     """
     root = logging.getLogger()
     root.setLevel(level)
-    formatter = JsonFormatter() if form == "json" else TextFormatter()
     output: RotatingFileHandler | None = None
     problem: OSError | None = None
     if file is not None:
@@ -121,7 +138,7 @@ def set_up(level: str, file: Path | None, form: str) -> CollectingHandler:
             output = RotatingFileHandler(file, backupCount=BACKUPS, encoding="utf-8")
         except OSError as error:
             problem = error
-    handler = CollectingHandler(formatter, sys.stderr, output)
+    handler = CollectingHandler(_formatter(form), sys.stderr, output)
     root.addHandler(handler)
     if problem is not None:
         logging.getLogger(__name__).warning("no log file: %s", problem)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from enginerouter.config.engines import EngineSettings
@@ -35,7 +35,10 @@ class Seen:
 
 
 class BackgroundProber:
-    """`begin` once, `close` once. `seen` is the last probe of each engine."""
+    """`begin` once, `close` once. `seen` is the last probe of each engine.
+
+    `engines` is read at every round: a reload may change it, and then calls `configure`.
+    """
 
     def __init__(
         self,
@@ -46,17 +49,38 @@ class BackgroundProber:
         health: Health,
     ) -> None:
         self._rules = rules
-        self._settings = {name: settings[name] for name in engines}
+        self._settings = {name: e for name, e in settings.items() if e.enabled}
         self._engines = engines
         self._coordinator = coordinator
         self._health = health
         self._probers: dict[str, Prober] = {}
         self._tasks = TaskGroup()
+        self._running: asyncio.Task[None] | None = None
         self.seen: dict[str, Seen] = {}
 
     def begin(self) -> None:
         if self._rules.enabled:
-            self._tasks.spawn(self._run(), "background probes")
+            self._running = self._tasks.spawn(self._run(), "background probes")
+
+    def configure(
+        self, rules: HealthSettings, settings: Mapping[str, EngineSettings], changed: Collection[str]
+    ) -> None:
+        """Go by another configuration. What was seen of engines that changed, or are gone, counts no more."""
+        before, self._settings = self._settings, {name: e for name, e in settings.items() if e.enabled}
+        for name in before:
+            if self._settings.get(name) == before[name] and name not in changed:
+                continue
+            if (prober := self._probers.pop(name, None)) is not None:
+                self._tasks.spawn(prober.close(), f"close the prober of {name}")
+            if name in changed or name not in self._settings:
+                self.seen.pop(name, None)
+        if rules == self._rules:
+            return
+        self._rules = rules
+        if self._running is not None:
+            self._running.cancel()
+            self._running = None
+        self.begin()
 
     async def close(self) -> None:
         await self._tasks.close()
@@ -72,7 +96,8 @@ class BackgroundProber:
     async def _run(self) -> None:
         while True:
             began_at = time.monotonic()
-            await asyncio.gather(*(self._probe(name) for name in self._settings))
+            names = [name for name in self._settings if name in self._engines]
+            await asyncio.gather(*(self._probe(name) for name in names))
             await asyncio.sleep(max(0.0, began_at + self._rules.probe_interval_s - time.monotonic()))
 
     async def _probe(self, engine: str) -> None:
@@ -81,8 +106,12 @@ class BackgroundProber:
         if not targets:
             return
         verdict, was_busy = self._health.probe(engine), self._is_busy(engine)
+        settings = self._settings[engine]
         replies = await asyncio.gather(*(self._ask(engine, slot) for slot, _ in targets))
-        settings, now, is_resident = self._settings[engine], time.monotonic(), bool(self._resident(engine))
+        if self._settings.get(engine) != settings:
+            verdict.dropped()  # what was asked is not what there is now
+            return
+        now, is_resident = time.monotonic(), bool(self._resident(engine))
         is_busy = was_busy or self._is_busy(engine)
         said = [
             reply
@@ -119,14 +148,17 @@ class BackgroundProber:
         """Whether what was asked has served all the while: a server that was stopped meanwhile is not dead."""
         if not ready_at:
             return True
-        slot = self._coordinator.slots[slot_id]
-        return slot.phase is Phase.READY and slot.ready_at == ready_at
+        slot = self._coordinator.slots.get(slot_id)
+        return slot is not None and slot.phase is Phase.READY and slot.ready_at == ready_at
 
     def _resident(self, engine: str) -> list[Slot]:
-        return [s for s in self._coordinator.slots.values() if s.id.engine == engine and s.phase is Phase.READY]
+        """Without what a reload has changed: that is on its way out."""
+        slots = self._coordinator.slots.values()
+        return [s for s in slots if s.id.engine == engine and s.phase is Phase.READY and not s.is_outdated]
 
     def _is_busy(self, engine: str) -> bool:
         return any(s.leases for s in self._coordinator.slots.values() if s.id.engine == engine)
 
     def is_always_on(self, engine: str) -> bool:
-        return watching.is_always_on(self._settings[engine])
+        settings = self._settings.get(engine)
+        return settings is not None and watching.is_always_on(settings)

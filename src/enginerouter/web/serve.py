@@ -52,15 +52,19 @@ async def _serve(config: Config, output: CollectingHandler) -> int:
     notifier = Notifier.from_environment()
     tasks = TaskGroup()
     tasks.spawn(_flush(output), "flush the log")
-    async with signals() as stop:
+    async with signals(on_hangup=router.reloader.request) as stop:
         try:
             if await finished(router.start(), stop):
                 log.info("listening on http://%s:%d, engines: %s", config.host, router.port, ", ".join(router.engines))
-                notifier.ready(f"listening on http://{config.host}:{router.port}")
+                is_listening = f"listening on http://{config.host}:{router.port}"
+                notifier.ready(is_listening)
+                router.reloader.began = notifier.reloading
+                router.reloader.ended = lambda: notifier.ready(is_listening)
                 tasks.spawn(
                     feed_watchdog(notifier, router.coordinator.seconds_since_turn, STUCK_AFTER_S), "feed the watchdog"
                 )
                 await stop.wait()
+            config = router.config  # as of the last reload
             notifier.stopping(
                 stop_seconds(config.shutdown_timeout_s, (e.stop_timeout_s for e in config.engines.values()))
             )
@@ -97,11 +101,11 @@ async def stop_router(router: Router, stop: asyncio.Event) -> int:
 
 
 @contextlib.asynccontextmanager
-async def signals() -> AsyncIterator[asyncio.Event]:
-    """An event that SIGTERM and SIGINT set. SIGHUP does not end the router."""
+async def signals(on_hangup: Callable[[], None] = lambda: None) -> AsyncIterator[asyncio.Event]:
+    """An event that SIGTERM and SIGINT set. SIGHUP does not end the router: `on_hangup` is called."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    handlers: dict[str, Callable[[], None]] = {"SIGTERM": stop.set, "SIGINT": stop.set, "SIGHUP": _no_reload}
+    handlers: dict[str, Callable[[], None]] = {"SIGTERM": stop.set, "SIGINT": stop.set, "SIGHUP": on_hangup}
     installed = []
     for name, handler in handlers.items():
         # Windows has no SIGHUP, and its loops no signal handlers.
@@ -114,10 +118,6 @@ async def signals() -> AsyncIterator[asyncio.Event]:
     finally:
         for number in installed:
             loop.remove_signal_handler(number)
-
-
-def _no_reload() -> None:
-    log.warning("SIGHUP: this version does not reload its configuration; restart it to apply changes")
 
 
 async def _flush(output: CollectingHandler) -> None:

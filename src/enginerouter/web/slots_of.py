@@ -43,9 +43,12 @@ def slot_specs(config: Config) -> list[SlotSpec]:
     return list(specs.values())
 
 
-def undeclared_spec(config: Config, slot: SlotId) -> SlotSpec:
-    """The slot of a model that only its engine knows."""
-    return _spec(slot, config.engines[slot.engine], config, is_preloaded=False)
+def undeclared_spec(config: Config, slot: SlotId) -> SlotSpec | None:
+    """The slot of a model that only its engine knows; None if the configuration has no place for it."""
+    engine = config.engines.get(slot.engine)
+    if engine is None or not engine.enabled or (slot.model is not None and isinstance(engine, GenericProcess)):
+        return None
+    return _spec(slot, engine, config, is_preloaded=False)
 
 
 def _spec(
@@ -67,6 +70,7 @@ def _spec(
         max_restarts=engine.max_restarts,
         restarts=engine.auto_restart,
         rolls_back=engine.rollback,
+        is_swapped=engine.type != "remote",
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from enginerouter.cache.answers import AnswerCache
+from enginerouter.cache.store import StoreState
 from enginerouter.errors import RouterError, printable
 from enginerouter.metrics import Labels, Registry
 from enginerouter.routing.target import Target
@@ -159,15 +160,22 @@ class Telemetry:
         gauge("memory_available_bytes", "Memory that a new engine could take; nothing where unreadable.",
               read=available)  # fmt: skip
 
-    def watch_cache(self, cache: AnswerCache) -> None:
-        def known(count: int | None) -> dict[Labels, float]:
-            return {} if count is None else {(): float(count)}
+    def watch_cache(self, cache: Callable[[], AnswerCache | None]) -> None:
+        """`cache`: that of the moment, if there is one."""
+
+        def of(read: Callable[[StoreState], tuple[Labels, float | None]]) -> Callable[[], dict[Labels, float]]:
+            def values() -> dict[Labels, float]:
+                now = cache()
+                labels, value = read(now.state()) if now is not None else ((), None)
+                return {} if value is None else {labels: float(value)}
+
+            return values
 
         gauge = self.registry.gauge
         gauge("cache_up", "1 while the store of kept answers works.", ("store",),
-              read=lambda: {(cache.state().name,): float(cache.state().is_up)})  # fmt: skip
-        gauge("cache_answers", "Answers kept in this process.", read=lambda: known(cache.state().entries))
-        gauge("cache_bytes", "Bytes of the answers kept in this process.", read=lambda: known(cache.state().bytes))
+              read=of(lambda state: ((state.name,), state.is_up)))  # fmt: skip
+        gauge("cache_answers", "Answers kept in this process.", read=of(lambda state: ((), state.entries)))
+        gauge("cache_bytes", "Bytes of the answers kept in this process.", read=of(lambda state: ((), state.bytes)))
 
     # --- the observer
 
