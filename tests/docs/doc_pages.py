@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PAGES = sorted(
-    [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "presets/README.md"]
-    + [*(REPOSITORY / "docs").rglob("*.md"), *(REPOSITORY / "deploy").rglob("*.md")]
-)
+PAGES = [
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "presets/README.md")),
+    *sorted((REPOSITORY / "docs").rglob("*.md")),
+    *sorted((REPOSITORY / "deploy").rglob("*.md")),
+]
 # The end of one command and the begin of the next.
 CONNECTORS = ("&&", "||", "|", ";", "&")
 ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
@@ -24,14 +25,14 @@ def name_of(page: Path) -> str:
 
 @dataclass(frozen=True)
 class Block:
-    """`name`: page and first line, by which a block is known in tables and reports."""
+    """`name`: page and first line without its comment, by which a block is known in tables and reports."""
 
     page: Path
     text: str
 
     @property
     def name(self) -> str:
-        return f"{name_of(self.page)}: {self.text.splitlines()[0]}"
+        return f"{name_of(self.page)}: {re.sub(r'  +#.*', '', self.text.splitlines()[0])}"
 
     def commands(self) -> Iterator[list[str]]:
         """The words of each simple command, without assignments before it and redirections after it."""

@@ -1,7 +1,7 @@
 """The commands on the pages are run, as they stand there, by a reader with a home of their own and a router that runs.
 
-The router is at another port than 8077, which alone is replaced in a block. What cannot be run here is in NEEDS, with the
-reason; `test_pages.py` reads those, too.
+The router is at another port than 8077, which alone is replaced in a block. What cannot be run here is in NEEDS, with
+the reason; `test_pages.py` reads those, too.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ pytestmark = pytest.mark.skipif(
 SYSTEMD = "changes the user's systemd; tests/real/test_real_install.py and test_real_service.py do it"
 INDEX = "needs a package index; tests/real/test_real_install.py does it"
 ENGINES = "needs engines that run here; tests/real/test_real_setup.py does it"
+MACHINES = "needs several machines"
 SERVES = "serves until Ctrl-C; the router of these tests was started so"
 # Page and first line of a block → why it is not run here.
 NEEDS = {
-    "CONTRIBUTING.md: tests/run                                  # the tests any machine can run; "
-    "makes .venv-tests the first time": "these tests are run by it",
+    "CONTRIBUTING.md: tests/run": "these tests are run by it",
     "README.md: ./install.sh": INDEX,
     "README.md: ./install.sh --demo": f"{INDEX[:21]}; tests/service/test_install.py does it",
     "README.md: python3 -m venv .venv && .venv/bin/pip install .": INDEX,
@@ -40,23 +40,21 @@ NEEDS = {
     "docs/how-to/containers.md: docker compose -f deploy/docker/compose.yaml up -d": "needs Docker",
     "docs/how-to/many-boxes.md: LISTEN=0.0.0.0:8077 BOX_A=192.168.1.10:8077 BOX_B=192.168.1.11:8077 "
     "haproxy -c -f deploy/haproxy/haproxy.cfg": "needs HAProxy; tests/real/test_real_boxes.py runs that file",
-    "docs/how-to/one-model-many-machines.md: ggml-rpc-server --host 192.168.2.11 --port 50052": "needs several machines",
-    "docs/how-to/one-model-many-machines.md: ray start --head --port=6379                      # on the head node": (
-        "needs several machines"
-    ),
+    "docs/how-to/one-model-many-machines.md: ggml-rpc-server --host 192.168.2.11 --port 50052": MACHINES,
+    "docs/how-to/one-model-many-machines.md: ray start --head --port=6379": MACHINES,
     "docs/how-to/service.md: git pull && ./install.sh --yes": INDEX,
     "docs/how-to/service.md: mkdir -p ~/.config/systemd/user": SYSTEMD,
     "docs/how-to/service.md: enginerouter unit --config ~/.config/enginerouter/config.yaml > "
     "~/.config/systemd/user/enginerouter.service": SYSTEMD,
     "docs/how-to/service.md: systemctl --user status enginerouter": SYSTEMD,
-    "docs/how-to/set-up.md: enginerouter init --detect-only          # only say what is here": ENGINES,
+    "docs/how-to/set-up.md: enginerouter init --detect-only": ENGINES,
     "docs/how-to/set-up.md: enginerouter init --detect-only --json": ENGINES,
-    "docs/how-to/set-up.md: enginerouter init --stop-running         # or: kill the process that init names": ENGINES,
+    "docs/how-to/set-up.md: enginerouter init --stop-running": ENGINES,
     "docs/start.md: ./install.sh --demo --once": f"{INDEX[:21]}; tests/service/test_install.py does it",
-    "docs/start.md: ./install.sh --dry-run        # what it would do": INDEX,
+    "docs/start.md: ./install.sh --dry-run": INDEX,
     "docs/start.md: ./install.sh --uninstall": INDEX,
     "docs/start.md: enginerouter": SERVES,
-    "docs/start.md: enginerouter init --detect-only       # what is here; writes nothing": ENGINES,
+    "docs/start.md: enginerouter init --detect-only": ENGINES,
     "docs/start.md: python3 -m venv .venv && .venv/bin/pip install .": INDEX,
     "deploy/docker/README.md: docker compose -f deploy/docker/compose.yaml up -d": "needs Docker",
 }

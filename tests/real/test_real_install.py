@@ -93,7 +93,7 @@ class Machine:
 
     def ask(self, model: str) -> int:
         body = {"model": model, "max_tokens": 3, "messages": [{"role": "user", "content": "hello"}]}
-        return send(f"http://127.0.0.1:{self.port}/v1/chat/completions", json.dumps(body).encode()).status
+        return send(f"http://127.0.0.1:{self.port}/v1/chat/completions", body).status
 
 
 @pytest.fixture

@@ -104,4 +104,4 @@ def test_the_units_in_deploy_are_those_that_are_printed_for_the_example(
     text = text.replace(str(tmp_path), "/home/you/.config/enginerouter")
     (tmp_path / kind).write_text(text)
     kept = DEPLOY / f"systemd/enginerouter.{kind}"
-    assert kept.exists() and kept.read_text() == text, f"cp {tmp_path / kind} {kept}"
+    assert kept.read_text() == text, f"cp {tmp_path / kind} {kept}"

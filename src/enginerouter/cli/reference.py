@@ -46,8 +46,8 @@ _HTTP = """# HTTP
 
 Paths are matched as they are sent, to the letter: another spelling is refused. Where there is a GET there is a HEAD.
 
-Who may: *open* – everybody; *key* – any key, within what it may name; *admin* – admin keys. Without `api_keys` everybody
-whose `Host` and `Origin` pass is admin ([keys](../how-to/keys.md)).
+Who may: *open* – everybody; *key* – any key, within what it may name; *admin* – admin keys. Without `api_keys`
+everybody whose `Host` and `Origin` pass is admin ([keys](../how-to/keys.md)).
 """
 _GROUPS = (
     ("/v1", "OpenAI and Anthropic"),
@@ -68,8 +68,8 @@ _HTTP_HEADERS = """
 | `Retry-After` | with 429 and 503: seconds, 1 to 60 |
 | `x-should-retry: false` | a retry cannot cure it; SDKs obey |
 
-A streaming client that waits gets its 200 and comments after `commit_after_s`; what goes wrong afterwards is said in the
-stream. Until then errors have their real status, in the dialect of the route:
+A streaming client that waits gets its 200 and comments after `commit_after_s`; what goes wrong afterwards is said in
+the stream. Until then errors have their real status, in the dialect of the route:
 
 ## Errors
 
