@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 from real_kit import is_gone, send, until
 
 from enginerouter.service.unit import NAME
-from llama import free_port
+from llama import free_port, model_file, running_llama_server
 from user_manager import UserManager
 
 pytestmark = pytest.mark.real
@@ -136,6 +137,25 @@ def test_from_a_checkout_to_a_service_that_swaps_and_away_again(machine: Machine
     assert list(machine.bin.iterdir()) == []
     assert machine.config.read_text() == mine
     machine.install("--uninstall")  # nothing is left to remove, which is no error
+
+
+def test_the_engines_that_run_are_found_and_then_served_by_the_service(machine: Machine, manager: UserManager) -> None:
+    """As the README says it, with real llama-servers: install.sh asks `init`, which reads what runs."""
+    with running_llama_server(model_file("red")) as (_, red), running_llama_server(model_file("blue")) as (_, blue):
+        machine.install("--no-service")
+        for process in (red, blue):
+            process.terminate()
+            process.wait(20)
+    written = machine.config.read_text()
+    machine.config.write_text(re.sub(r"^port: \d+.*$", "", written, flags=re.MULTILINE) + f"\nport: {machine.port}\n")
+    machine.install()
+    assert (machine.ask("red"), machine.ask("blue")) == (200, 200)
+    config = ("--config", str(machine.config))
+    assert "red" in machine.run("routerctl", *config, "models")
+    assert "ready" in machine.run("routerctl", *config, "status")
+    assert machine.run("routerctl", *config, "logs", "red", "-n", "5").strip()
+    machine.install("--uninstall")
+    assert manager.show(NAME, "LoadState") == "not-found"
 
 
 def test_from_a_wheel_through_a_pipe(machine: Machine, tmp_path: Path) -> None:
