@@ -153,7 +153,7 @@ def test_the_engines_that_run_are_found_and_then_served_by_the_service(machine: 
     config = ("--config", str(machine.config))
     assert "red" in machine.run("routerctl", *config, "models")
     assert "ready" in machine.run("routerctl", *config, "status")
-    assert machine.run("routerctl", *config, "logs", "red", "-n", "5").strip()
+    assert "red" in machine.run("routerctl", *config, "logs")
     machine.install("--uninstall")
     assert manager.show(NAME, "LoadState") == "not-found"
 

@@ -249,8 +249,8 @@ class Control:
         return {"slot": str(slot), "phase": self._phase(slot)}
 
     async def hold(self, call: EdgeCall) -> web.StreamResponse:
-        """Free all memory and keep it free for `{"owner": …}`: 200 when it is free, 202 at once with `?wait=0`. More keys:
-        `expires_s`, `mode` (`refuse` or `queue` requests meanwhile), `drain` (`wait`, `cut` or `refuse`).
+        """Free all memory and keep it free for `{"owner": …}`: 200 when it is free, 202 at once with `?wait=0`.
+        More keys: `expires_s`, `mode` (`refuse` or `queue` requests meanwhile), `drain` (`wait`, `cut` or `refuse`).
         """
         asked = await self._object(call, {"owner", "mode", "expires_s", "drain"})
         began_at = time.monotonic()
