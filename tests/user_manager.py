@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -106,6 +107,13 @@ class UserManager:
         self.systemctl("daemon-reload")
         return unit
 
+    def drop_in(self, unit: str, file: Path) -> None:
+        """Give a unit this file as a drop-in."""
+        folder = self._units / f"{unit}.d"
+        folder.mkdir()
+        shutil.copy(file, folder)
+        self.systemctl("daemon-reload")
+
     def fake(self, name: str, port: int, *options: str, **settings: str) -> str:
         """A unit that runs the fake engine."""
         return self.unit(name, sys.executable, "-I", "-S", str(FAKE_ENGINE), "--port", str(port), *options, **settings)
@@ -127,6 +135,7 @@ class UserManager:
         self.systemctl("stop", unit)
         self.systemctl("reset-failed", unit)
         (self._units / unit).unlink(missing_ok=True)
+        shutil.rmtree(self._units / f"{unit}.d", ignore_errors=True)
         self.systemctl("daemon-reload")
 
     def units(self) -> list[str]:

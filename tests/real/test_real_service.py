@@ -27,6 +27,7 @@ from user_manager import UserManager
 
 pytestmark = pytest.mark.real
 SOURCE = Path(enginerouter.__file__).parents[1]
+HARDENING = Path(__file__).resolve().parents[2] / "deploy/systemd/hardening.conf"
 # A router whose coordinator ends, while all else goes on, when it is told to.
 STUCK = """
 import asyncio, signal, sys
@@ -151,6 +152,18 @@ def until_reloaded(service: RouterService) -> None:
     if service.show("Type") == "notify-reload":
         assert last_reload(service)["reloaded"]
     until(lambda: last_reload(service).get("reloaded"), "it is reloaded")
+
+
+def test_with_the_hardening_drop_in_it_starts_and_swaps(service: RouterService) -> None:
+    service.configure()
+    service.install()
+    service.manager.drop_in(NAME, HARDENING)
+    service.systemctl("start", NAME)
+    service.ask("a")
+    service.ask("b")
+    assert "NoNewPrivs:\t1" in Path(f"/proc/{service.engine().pid}/status").read_text(), "it holds for engines"
+    service.systemctl("stop", NAME)
+    assert service.show("Result") == "success"
 
 
 def test_a_stop_with_an_open_stream_ends_inside_the_units_time(service: RouterService) -> None:

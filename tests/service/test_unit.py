@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,21 @@ def test_systemd_finds_nothing_wrong_with_it(tmp_path: Path) -> None:
     )
     ours = [line for line in said.stderr.splitlines() if "enginerouter" in line]
     assert ours == [], said.stderr
+
+
+@pytest.mark.parametrize("kind", ["service", "socket"])
+def test_the_units_in_deploy_are_those_that_are_printed_for_the_example(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the paths of somebody's home in place of ours."""
+    monkeypatch.setenv("PATH", "/usr/local/bin:/usr/bin:/bin")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    (tmp_path / "enginerouter").touch()
+    config = tmp_path / "config.yaml"
+    config.write_text((DEPLOY.parent / "config.example.yaml").read_text())
+    assert main(["unit", "--config", str(config), *(["--socket"] if kind == "socket" else [])]) == 0
+    text = capsys.readouterr().out.replace(f"{tmp_path}/enginerouter", "/home/you/.local/bin/enginerouter")
+    text = text.replace(str(tmp_path), "/home/you/.config/enginerouter")
+    (tmp_path / kind).write_text(text)
+    kept = DEPLOY / f"systemd/enginerouter.{kind}"
+    assert kept.read_text() == text, f"cp {tmp_path / kind} {kept}"

@@ -50,6 +50,7 @@ from enginerouter.web.logs import change_logging
 from enginerouter.web.prober import BackgroundProber
 from enginerouter.web.reload import Reloader
 from enginerouter.web.renewal import Renewal, running_in, without_restart
+from enginerouter.web.routes import Routes
 from enginerouter.web.slots_of import LEARNED, learned_section, read_learned, rules_of, slot_specs, undeclared_spec
 from enginerouter.web.surface import Lasting, Surface
 from enginerouter.web.telemetry import Telemetry
@@ -134,6 +135,11 @@ class Router:
 
     async def _snapshot(self, identity: Identity) -> dict[str, Any]:
         return await self._surface.control.snapshot(identity)
+
+    @property
+    def routes(self) -> Routes:
+        """The table of the configuration of the moment."""
+        return self._surface.rules.routes
 
     async def start(self) -> None:
         """Listen, take over running engines, begin preloads. Raises CannotListen, AlreadyRunning or ConfigError."""

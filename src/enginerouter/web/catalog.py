@@ -51,14 +51,17 @@ class Catalog:
     # --- OpenAI
 
     async def root(self, call: EdgeCall) -> web.StreamResponse:
+        """That this is an OpenAI API, and which program serves it."""
         return json_answer(
             {"object": "api", "name": "enginerouter", "version": __version__, "endpoints": list(ENDPOINTS)}
         )
 
     async def models(self, call: EdgeCall) -> web.StreamResponse:
+        """What can be named, in the form of a list of OpenAI models, each with its phase."""
         return json_answer(openai.model_list(await self._knowledge.entries(call.identity)))
 
     async def model(self, call: EdgeCall) -> web.StreamResponse:
+        """One of them; its id may have slashes."""
         return json_answer(openai.model(await self._knowledge.entry(call.params["id"], call.identity)))
 
     async def aliases(self, call: EdgeCall) -> web.StreamResponse:

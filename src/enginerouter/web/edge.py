@@ -59,6 +59,8 @@ ALLOW_AT_ALL = "GET, HEAD, POST, DELETE, OPTIONS"
 
 
 class ExpectationFailed(BadRequest):
+    """An `Expect` other than `100-continue`."""
+
     status = 417
     code = "expectation_failed"
 

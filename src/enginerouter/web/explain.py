@@ -48,6 +48,7 @@ class Explain:
         self._health = health
 
     async def explain(self, call: EdgeCall) -> web.StreamResponse:
+        """What the request in the body, sent to `?path=`, would be served by, wait for and evict. Changes nothing."""
         body = await call.read_body()
         if body.file is not None or not body.raw:
             raise BadRequest("send the request to be explained: a JSON object with 'model'")

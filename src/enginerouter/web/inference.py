@@ -34,7 +34,10 @@ class Inference:
         self._residence = Residence(naming, around)
 
     async def serve(self, call: EdgeCall) -> web.StreamResponse:
-        """Answer one POST with a model in its body. Errors before the commit become answers at the edge."""
+        """Goes to the engine that owns the body's (or the form's) `model`, after a swap where that takes one.
+
+        Errors before the commit become answers at the edge.
+        """
         with self._recorded(call) as record:
             body = await call.read_body()
             ask = await understand(call.raw_path, body)

@@ -123,12 +123,13 @@ def _bind(pattern: list[str], segments: list[str]) -> dict[str, str] | None:
 class Routes:
     """The table, built once per configuration."""
 
-    __slots__ = ("_exact", "_patterns")
+    __slots__ = ("_exact", "_patterns", "rows")
 
     def __init__(self, routes: Iterable[Route]) -> None:
+        self.rows = tuple(routes)
         self._exact: dict[str, _Place] = {}
         patterns: dict[str, _Place] = {}
-        for route in routes:
+        for route in self.rows:
             places = patterns if "{" in route.path else self._exact
             places.setdefault(route.path, _Place(route.path)).add(route)
         self._patterns = list(patterns.values())
