@@ -157,7 +157,7 @@ def container_grace_s(stop_argv: Sequence[str]) -> float:
         said = value if equals else following
         if flag not in _GRACE_FLAGS:
             flag, said = word[:2], word[2:]
-        if flag in _GRACE_FLAGS and said.isdigit():
+        if flag in _GRACE_FLAGS and said.isdecimal():
             return float(said)
     return _CONTAINER_GRACE_S
 
