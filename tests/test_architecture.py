@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors"},
     "engines": FOUNDATION | {"config"},
     "swap": FOUNDATION | {"engines"},
-    "proxy": {"addresses", "errors", "tasks"},
+    "proxy": {"addresses", "dialects", "errors", "tasks"},
     "routing": {"errors", "slots", "config"},
     "cache": {"tasks"},
     "demo": set(),

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from dialect_engines import ollama_engine
 from engine_server import CLOSE, FakeEngineServer, Received, Script, head, ok, usual
 
 HANGS = "hangs"
@@ -231,6 +232,8 @@ class OllamaDaemon(ScriptedServer):
             if "unload" not in self.lies:
                 self._leaving.append(body["model"])
             return say({"model": body["model"], "response": "", "done": True, "done_reason": "unload"})
+        if what in ("POST /api/chat", "POST /api/generate", "POST /api/embed"):
+            return self.chat(body) or ollama_engine(received)
         return say({"error": "404 page not found"}, 404)
 
 

@@ -20,7 +20,6 @@ from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.memory import HostSource
 from enginerouter.swap.model import Learned, Lease, Rules, SlotSpec, SwapReport
 from enginerouter.swap.phases import Phase
-from enginerouter.swap.renewal import Renewed
 from swap.virtual_time import now
 
 MIB = 1024**2
@@ -120,7 +119,7 @@ class FakeEngine:
         self.adopt_s = 0.0
         self.adopt_error: Exception | None = None
         self.frozen: str | None = None
-        self.is_closed = False
+        self.closes = 0
         self._on_exit: OnExit | None = None
         self._busy: dict[SlotId, str] = {}
 
@@ -205,7 +204,7 @@ class FakeEngine:
         return self.to_adopt
 
     async def close(self) -> None:
-        self.is_closed = True
+        self.closes += 1
 
     def crash(self, slot: SlotId, *, was_stopped: bool = False) -> None:
         """The slot's process dies, and the coordinator is told, as a watcher would."""
@@ -341,7 +340,6 @@ class World:
             learned={sid(k): v for k, v in (known or {}).items()},
             now=now,
         )
-        self.configured = set(self.engines)
         self.requests: set[asyncio.Task[str]] = set()
 
     async def __aenter__(self) -> World:
@@ -404,35 +402,6 @@ class World:
         """Make it resident and idle, its linger over."""
         await self.ask(slot, 0.0)
         await asyncio.sleep(self.rules.linger_s + 0.01)
-
-    def reload(
-        self,
-        specs: Iterable[str | SlotSpec],
-        *,
-        changed: Iterable[str] = (),
-        replaced: Iterable[str] = (),
-        rules: Rules | None = None,
-    ) -> dict[str, FakeEngine]:
-        """What a reload tells the coordinator; gives the new engines. `replaced`: those that another one follows."""
-        there = [s if isinstance(s, SlotSpec) else spec(s) for s in specs]
-        self.scripts = {s.id: self.scripts.get(s.id) or Script(own_bytes=True) for s in there} | self.scripts
-        named, before = {s.id.engine for s in there}, self.configured
-        new = {
-            name: FakeEngine(name, self.machine, {s: c for s, c in self.scripts.items() if s.engine == name})
-            for name in named
-            if name not in before or name in replaced
-        }
-        renewed = Renewed(
-            there,
-            rules or self.rules,
-            lambda _: None,
-            engines=new,
-            removed=before - named,
-            changed_slots=frozenset(map(sid, changed)),
-        )
-        self.configured = named
-        self.coordinator.renew(renewed, {})
-        return new
 
     def is_at_rest(self) -> bool:
         """No swap, no lease, no ticket."""

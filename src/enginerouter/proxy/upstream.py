@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextvars import ContextVar
 from typing import IO
 
@@ -55,8 +55,8 @@ class ReusedConnectionFailed(Exception):
 class Upstream:
     """The connections to one engine. `headers` (its key and configured ones) go out with every request.
 
-    `is_server`: not a process of ours, so that it may be another router; `instance` is that router's id, once it has
-    said it.
+    `dialects` are those that it speaks; `is_strict`: it refuses fields that its dialect does not have. `is_server`: not
+    a process of ours, so that it may be another router; `instance` is that router's id, once it has said it.
     """
 
     def __init__(
@@ -67,16 +67,34 @@ class Upstream:
         connect_timeout_s: float,
         tasks: TaskGroup,
         is_server: bool = False,
+        dialects: Collection[str] = ("openai",),
+        is_strict: bool = False,
     ) -> None:
         self.engine = engine
         self.instance: str | None = None
         self._tasks = tasks
-        self.configure(headers=headers, connect_timeout_s=connect_timeout_s, is_server=is_server)
+        self.configure(
+            headers=headers,
+            connect_timeout_s=connect_timeout_s,
+            is_server=is_server,
+            dialects=dialects,
+            is_strict=is_strict,
+        )
         self._session: ClientSession | None = None
         self._urls: dict[tuple[str, str], URL] = {}
 
-    def configure(self, *, headers: Mapping[str, str], connect_timeout_s: float, is_server: bool = False) -> None:
+    def configure(
+        self,
+        *,
+        headers: Mapping[str, str],
+        connect_timeout_s: float,
+        is_server: bool = False,
+        dialects: Collection[str] = ("openai",),
+        is_strict: bool = False,
+    ) -> None:
         """Ask like this from now on, also for those who have waited since before; what is open stays open."""
+        self.dialects = dialects
+        self.is_strict = is_strict
         self.headers = dict(headers)
         self.is_server = is_server
         self._timeout = ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=None)

@@ -268,6 +268,15 @@ class Coordinator:
         self._dispatch(self._board.lane_of(slot))
         return True
 
+    def keep_for(self, slot_id: SlotId, idle_s: float) -> None:
+        """A client's word on how long a slot may be idle before it is freed, until it is; infinite for always.
+
+        It neither pins a slot nor frees a pinned one, and says nothing of swaps.
+        """
+        slot, lane = self._at(slot_id)
+        slot.kept_s = idle_s
+        self._dispatch(lane)
+
     def wish(self, slot_id: SlotId, *, within_s: float = WISH_S) -> None:
         """Start a slot for nobody in particular, if within a time that costs nobody anything: no gate closes for it."""
         slot, lane = self._at(slot_id)

@@ -170,8 +170,8 @@ def _next_unload(lane: Lane, rules: Rules, now: float, wakes: list[float]) -> Pl
             return Plan(None, (slot.id,), "unload")
         if not _is_idle(slot):
             continue
-        if slot.spec.idle_unload_s is not None and not slot.spec.is_pinned:
-            due = max(slot.active_at + slot.spec.idle_unload_s, slot.keep_until)
+        if slot.idle_unload_s is not None:
+            due = max(slot.active_at + slot.idle_unload_s, slot.keep_until)
             if due <= now:
                 return Plan(None, (slot.id,), "idle")
             wakes.append(due)

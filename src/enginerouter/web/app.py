@@ -269,8 +269,8 @@ class Router:
         built = self._build(config, {n: config.engines[n] for n in (*changes.added, *changes.changed, *changes.moved)})
         try:
             running = await running_in({name: built[name] for name in changes.added})
-            if self._tls is not None and config.tls_cert_file is not None:
-                await asyncio.to_thread(self._tls.load_cert_chain, config.tls_cert_file, config.tls_key_file)
+            if self._tls is not None and not {"tls_cert_file", "tls_key_file"} & set(changes.restart):
+                await asyncio.to_thread(load_certificates, self._tls, config)
         except BaseException:
             for engine in built.values():
                 await engine.close()
@@ -370,9 +370,17 @@ def tls_context(config: Config) -> ssl.SSLContext | None:
     if config.tls_cert_file is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    load_certificates(context, config)
+    return context
+
+
+def load_certificates(context: ssl.SSLContext, config: Config) -> None:
+    """Read them, also anew: connections that come after this see them. Blocks. Raises ConfigError."""
+    assert config.tls_cert_file is not None
     try:
         context.load_cert_chain(config.tls_cert_file, config.tls_key_file)
     except OSError as error:  # ssl.SSLError is one
         files = f"{config.tls_cert_file} and {config.tls_key_file}"
-        raise ConfigError([Problem(f"{files} cannot be used: {error}", path="tls_cert_file")]) from error
-    return context
+        raise ConfigError(
+            [Problem(f"{files} cannot be used: {error}", path="tls_cert_file", file=str(config.path or ""))]
+        ) from error

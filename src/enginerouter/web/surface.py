@@ -63,6 +63,11 @@ INFERENCE_PATHS = (
     "/v1/images/generations",
     "/v1/images/edits",
     "/v1/images/variations",
+    "/v1/messages",
+    "/api/chat",
+    "/api/generate",
+    "/api/embed",
+    "/api/embeddings",
 )
 
 
@@ -130,6 +135,8 @@ class Surface:
                 headers=_headers_to(settings),
                 connect_timeout_s=self.config.upstream_connect_timeout_s,
                 is_server=_is_server(settings),
+                dialects=settings.api,
+                is_strict=settings.type == "remote",
             )
             self._lasting.upstreams[name] = upstream
 
@@ -147,6 +154,8 @@ class Surface:
             connect_timeout_s=self.config.upstream_connect_timeout_s,
             tasks=self._lasting.tasks,
             is_server=_is_server(settings),
+            dialects=settings.api,
+            is_strict=settings.type == "remote",
         )
 
     def _sources(self, engines: Mapping[str, Engine]) -> dict[str, tuple[ListsModels, float]]:
@@ -213,7 +222,7 @@ class Surface:
         inference = Inference(naming, self._surroundings(params))
         catalog = Catalog(naming, lasting.coordinator)
         discovering = Discovering(naming, self.discovery)
-        explain = Explain(naming, params, lasting.coordinator, lasting.health)
+        explain = Explain(naming, params, lasting.coordinator, lasting.health, self._upstreams)
         watching = Watching(lasting.telemetry.hub, naming, lasting.snapshot, log_files(config))
         for path in INFERENCE_PATHS:
             yield Route("POST", path, inference.serve)
@@ -223,6 +232,7 @@ class Surface:
             ("DELETE", "/v1/responses/{id}", inference.follow, "key"),
             ("POST", "/v1/responses/{id}/cancel", inference.follow, "key"),
             ("GET", "/v1/responses/{id}/input_items", inference.follow, "key"),
+            ("POST", "/v1/messages/count_tokens", inference.count_tokens, "key"),
             ("GET", "/v1", catalog.root, "key"),
             ("GET", "/v1/models", catalog.models, "key"),
             ("GET", "/v1/models/{id...}", catalog.model, "key"),
