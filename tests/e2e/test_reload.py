@@ -18,7 +18,7 @@ import pytest
 from http_servers import OllamaDaemon
 from reload_kit import SETTINGS, from_file, process
 from router_kit import Answer, Client, chat
-from test_shutdown import SRC
+from router_process import SRC
 from test_tls import certificate, needs_openssl
 
 

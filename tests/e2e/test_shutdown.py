@@ -111,40 +111,6 @@ async def test_a_client_that_reads_nothing_does_not_hold_the_router_up(make_rout
 # --- a real process
 
 
-async def test_sighup_reloads_the_file_and_a_wrong_one_changes_nothing(tmp_path: Path) -> None:
-    async with serving(tmp_path, {"m": demo_engine("m")}) as (process, port):
-        assert process.stderr is not None
-
-        async def hang_up(says: bytes) -> None:
-            process.send_signal(signal.SIGHUP)
-            async with asyncio.timeout(10):
-                while says not in await process.stderr.readline():  # type: ignore[union-attr]
-                    pass
-
-        async def ask(model: str) -> int:
-            client = Client(*await asyncio.open_connection("127.0.0.1", port))
-            await client.send("POST", CHAT, chat(model, max_tokens=1))
-            status = (await client.answer(10)).status
-            await client.close()
-            return status
-
-        file = tmp_path / "config.yaml"
-        config = json.loads(file.read_text())
-        assert await ask("other") == 404
-        file.write_text(json.dumps({**config, "aliases": {"other": "m"}}))
-        await hang_up(b"the configuration was reloaded: other keys: aliases")
-        assert await ask("other") == 200
-        file.write_text(json.dumps(config)[:40])
-        await hang_up(b"the configuration was not reloaded, the running one goes on: 1 problem")
-        assert await ask("other") == 200
-        file.unlink()
-        await hang_up(b"there is no such file")
-        assert await ask("other") == 200
-        process.terminate()
-        await process.stderr.read()
-        assert await process.wait() == 0
-
-
 async def test_the_manager_is_told_how_long_the_end_of_engines_takes_that_a_reload_brought(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
