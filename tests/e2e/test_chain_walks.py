@@ -80,7 +80,7 @@ async def test_the_next_target_answers_when_one_fails_before_its_answer(
     assert metric(seen, 'alias_resolved_total{alias="best",target="lxc/small"}') == 1
     warned = [r for r in caplog.records if "goes on" in r.getMessage() and r.levelno == logging.WARNING]
     assert len(warned) == 1
-    assert re.search(rf"best: cloud/big goes on after 0\.\d\d s \({reason}\): ", warned[0].getMessage())
+    assert re.search(rf"best: the chain goes on past cloud/big after 0\.\d\d s \({reason}\): ", warned[0].getMessage())
 
 
 STREAM_BEGINNINGS: dict[str, tuple[Script, str]] = {

@@ -19,7 +19,7 @@ from engine_server import ok
 from reload_kit import from_file, process
 from router_kit import MakeRouter, RouterUnderTest
 
-from enginerouter.cli import routerctl
+from enginerouter.cli import routerctl, show
 from enginerouter.config.model import ApiKey
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -76,6 +76,41 @@ async def test_json_is_what_the_router_said(router: RouterUnderTest) -> None:
     assert {s["slot"] for s in json.loads(ended.out)["slots"]} == {"a", "b"}
 
 
+async def test_general_options_may_follow_the_command(router: RouterUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "slots" in json.loads((await ctl("status", "--json")).out)
+    monkeypatch.delenv("ENGINEROUTER_URL")
+    assert "slots" in json.loads((await ctl("--json", "status", "--url", router.url)).out)
+    assert (await ctl("--url", router.url, "status")).code == 0
+
+
+async def test_routing_is_told_in_tables(make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch) -> None:
+    router = await make_router(aliases={"best": {"chain": ("a", "b"), "description": "what fits"}})
+    monkeypatch.setenv("ENGINEROUTER_URL", router.url)
+
+    async def rows(*words: str) -> list[list[str]]:
+        ended = await ctl(*words)
+        assert ended.code == 0, ended.err
+        return [line.split() for line in ended.out.splitlines()]
+
+    assert ["best", "chain", "a/a", "→", "b/b", "what", "fits"] in await rows("aliases")
+    assert ["a", "healthy"] in await rows("health")
+    explained = await rows("explain", "best")
+    assert explained[0] == ["best", "would", "be", "served", "by", "a/a"]
+    assert ["b/b", "cold"] in [row[:2] for row in explained]
+    call = router.router.health.admit("a", "a")
+    assert call is not None
+    call.cool_down(60.0, "the key is refused")
+    assert ["a/a", "cooling"] in [row[:2] for row in await rows("health")]
+    assert await rows("reset", "a/a") == [["tried", "again", "at", "once:", "a"], ["closed:", "a/a"]]
+
+
+@pytest.mark.parametrize("command", ["reset", "unload", "use"])
+async def test_a_name_that_is_like_nothing_is_told_the_engines(router: RouterUnderTest, command: str) -> None:
+    ended = await ctl(command, "zz")
+    assert (ended.code, ended.out) == (1, "")
+    assert "the engines: a, b" in ended.err
+
+
 async def test_use_swaps_and_says_how_long_it_took(router: RouterUnderTest) -> None:
     ended = await ctl("use", "b")
     assert ended.code == 0
@@ -86,9 +121,9 @@ async def test_use_swaps_and_says_how_long_it_took(router: RouterUnderTest) -> N
 
 async def test_unload_frees_one_or_all(router: RouterUnderTest) -> None:
     await router.load("a")
-    assert "- a" in (await ctl("unload")).out
+    assert (await ctl("unload")).out == "unloading a\n"
     await router.until(lambda: router.phase("a").value == "cold")
-    assert "none" in (await ctl("unload", "a")).out
+    assert (await ctl("unload", "a")).out == "nothing of it is in memory\n"
 
 
 async def test_models_and_queue(router: RouterUnderTest) -> None:
@@ -241,6 +276,32 @@ async def test_watch_prints_what_happens_until_the_router_ends(router: RouterUnd
     assert "a → a/a openai 200" in ended.out
 
 
+async def test_watch_tells_the_past_in_its_order_and_with_its_times(router: RouterUnderTest) -> None:
+    for model in ("a", "b"):
+        await router.load(model)
+    watching = asyncio.ensure_future(ctl("--json", "watch"))
+    await router.until(lambda: len(router.router.telemetry.hub) == 1)
+    await router.stop()
+    told = [json.loads(line) for line in (await watching).out.splitlines()]
+    past = [(e["event"], e["target"]) for e in told if e["event"] in ("swap", "request")]
+    assert past[:4] == [("swap", "a"), ("request", "a/a"), ("swap", "b"), ("request", "b/b")]
+    assert show.clock(0.0)[:5] in ("01-01", "12-31"), "what is of another day says so"
+
+
+async def test_watch_ends_when_the_router_falls_silent(
+    router: RouterUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a host does that has vanished: /events speaks every second."""
+    monkeypatch.setattr(routerctl, "READ_TIMEOUT_S", 0.1)
+    server = router.engines["a"].server
+    server.script = [b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n", asyncio.Event()]
+    await server.listen()
+    async with asyncio.timeout(5):
+        ended = await ctl("--url", f"http://127.0.0.1:{server.port}", "watch")
+    assert ended.code == 3
+    assert "timed out" in ended.err
+
+
 async def test_logs_are_printed_and_followed(make_router: MakeRouter, tmp_path: Path) -> None:
     router = await make_router()
     (tmp_path / "logs/engines").mkdir(parents=True)
@@ -277,8 +338,6 @@ async def test_bash_completes_commands_and_their_options(tmp_path: Path) -> None
 
 
 def test_names_of_engines_are_text_not_orders() -> None:
-    from enginerouter.cli import show
-
     lines = show.status({"slots": [{"slot": "\x1b[2Jevil\n", "phase": "ready", "models": ["\x07"]}]})
     assert not any(c in line for line in lines for c in "\x1b\x07\n")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -114,13 +115,43 @@ def _admin_key(config: Config | None) -> str:
     return next((k.key for k in keys if k.admin), "")
 
 
+def _keep_alive(sock: socket.socket) -> None:
+    """Notice within a minute a host that vanished: a swap, and a log that is followed, may be silent for hours."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 20), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+        if (option := getattr(socket, name, None)) is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+class _Http(http.client.HTTPConnection):
+    def connect(self) -> None:
+        super().connect()
+        _keep_alive(self.sock)
+
+
+class _Https(http.client.HTTPSConnection):
+    def connect(self) -> None:
+        super().connect()
+        _keep_alive(self.sock)
+
+
+class _HttpHandler(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_Http, req)
+
+
+class _HttpsHandler(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_Https, req)
+
+
 class Client:
     """Raises Refused with what the router said, Unreachable if none is there."""
 
     def __init__(self, place: Place) -> None:
         self.place = place
         # No proxy of the environment: the router is here, or named.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _HttpHandler, _HttpsHandler)
 
     def get(self, path: str, **query: str) -> dict[str, Any]:
         return self._json("GET", path + _query(query), None, READ_TIMEOUT_S)
@@ -144,9 +175,9 @@ class Client:
         """May take as long as a swap does."""
         return self._json("POST", path, body, None)
 
-    def lines(self, path: str, **query: str) -> Iterator[str]:
-        """Of an answer that goes on: line by line, until it ends."""
-        with closing(self._open("GET", path + _query(query), None, None)) as answer:
+    def lines(self, path: str, silence_s: float | None, **query: str) -> Iterator[str]:
+        """Of an answer that goes on: line by line, until it ends, or says nothing for longer than `silence_s`."""
+        with closing(self._open("GET", path + _query(query), None, silence_s)) as answer:
             try:
                 for line in answer:
                     yield line.decode("utf-8", "replace").rstrip("\r\n")

@@ -81,8 +81,12 @@ def _fish(parser: argparse.ArgumentParser) -> str:
             for option in action.option_strings:
                 flag = f"-l {option[2:]}" if option.startswith("--") else f"-s {option[1:]}"
                 seen = f"'__fish_seen_subcommand_from {command}'"
-                lines.append(f"complete -c {name} -n {seen} {flag} -d {_single(action.help or '')}")
+                lines.append(f"complete -c {name} -n {seen} {flag} -d {_single(_help_of(action))}")
     return "\n".join(lines) + "\n"
+
+
+def _help_of(action: argparse.Action) -> str:
+    return "" if action.help in (None, argparse.SUPPRESS) else str(action.help)
 
 
 def _joined(words: Iterable[str]) -> str:

@@ -12,14 +12,14 @@ import json
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from enginerouter import __version__
-from enginerouter.cli import show
-from enginerouter.cli.client import Client, Refused, Unreachable, place_of
+from enginerouter.cli import show, show_routing
+from enginerouter.cli.client import READ_TIMEOUT_S, Client, Refused, Unreachable, place_of
 from enginerouter.cli.completion import SHELLS, completion
 from enginerouter.service.unit import NAME
 
@@ -29,6 +29,8 @@ Where the router is: --url, $ENGINEROUTER_URL, else the configuration (--config,
 ./config.yaml, ~/.config/enginerouter/config.yaml), else http://127.0.0.1:8077. Its key: $ENGINEROUTER_API_KEY, the
 file that $ENGINEROUTER_API_KEY_FILE names, else the first admin key of that configuration, if it is the router of
 that configuration that is asked.
+
+--url, --config and --json may stand before the command or after it.
 
 Exit codes: 0 done, 1 the router refused, 2 usage, 3 no router answers."""
 
@@ -58,13 +60,12 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"routerctl {__version__}")
-    top.add_argument("--url", metavar="URL", help="the router, for example http://spark.local:8077")
-    top.add_argument("--config", "-c", type=Path, metavar="PATH", help="a configuration that says where it is")
-    top.add_argument("--json", action="store_true", help="print the router's own JSON answers")
+    _add_general(top, is_top=True)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def add(name: str, text: str, *names: str, optional: str = "") -> argparse.ArgumentParser:
         found = commands.add_parser(name, help=text, description=text)
+        _add_general(found, is_top=False)
         for word in names:
             found.add_argument("name", metavar=word)
         if optional:
@@ -98,6 +99,20 @@ def parser() -> argparse.ArgumentParser:
     shell = commands.add_parser("completion", help="print the completions of a shell")
     shell.add_argument("shell", choices=SHELLS)
     return top
+
+
+def _add_general(to: argparse.ArgumentParser, *, is_top: bool) -> None:
+    """The options of every command. After one they are not listed, and have no default, which would undo what was said."""
+
+    def told(text: str) -> str:
+        return text if is_top else argparse.SUPPRESS
+
+    default = None if is_top else argparse.SUPPRESS
+    to.add_argument("--url", metavar="URL", default=default, help=told("the router, as http://spark.local:8077"))
+    where = told("a configuration that says where it is")
+    to.add_argument("--config", "-c", type=Path, metavar="PATH", default=default, help=where)
+    is_off = False if is_top else argparse.SUPPRESS
+    to.add_argument("--json", action="store_true", default=is_off, help=told("print the router's own JSON answers"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -163,7 +178,27 @@ def _reset(client: Client, arguments: Arguments) -> dict[str, Any]:
     named = _named(client, arguments.name)
     if "model" in named and model and "engine" in _named(client, engine):
         named = {"engine": engine, "model": model}
-    return client.post("/admin/reset", named)
+    with _nearest_engine(client, arguments.name):
+        return client.post("/admin/reset", named)
+
+
+def _unload(client: Client, arguments: Arguments) -> dict[str, Any]:
+    with _nearest_engine(client, arguments.name):
+        return client.post("/admin/unload", _named(client, arguments.name))
+
+
+@contextlib.contextmanager
+def _nearest_engine(client: Client, name: str | None) -> Iterator[None]:
+    """Of an unknown name the router suggests the nearest model; it may have been meant for an engine."""
+    try:
+        yield
+    except Refused as error:
+        if error.status != 404 or name is None or "did you mean" in str(error):
+            raise
+        engines = {str(slot.get("engine")) for slot in client.status().get("slots", ())}
+        close = get_close_matches(name, sorted(engines), n=1, cutoff=0.6)
+        hint = f"did you mean the engine {close[0]!r}?" if close else f"the engines: {', '.join(sorted(engines))}"
+        raise Refused(f"{error}; {hint}", error.status) from None
 
 
 def _hold(client: Client, arguments: Arguments) -> dict[str, Any]:
@@ -180,7 +215,7 @@ ASKS: Mapping[str, Ask] = {
     "models": _models,
     "aliases": lambda client, _: client.get("/v1/aliases"),
     "health": lambda client, _: client.get("/v1/health"),
-    "unload": lambda client, a: client.post("/admin/unload", _named(client, a.name)),
+    "unload": _unload,
     "discover": lambda client, _: client.post("/admin/discover", {}),
     "reset": _reset,
     "explain": lambda client, a: client.post("/admin/explain", {"model": a.name}),
@@ -193,6 +228,12 @@ SHOWN: Mapping[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "status": show.status,
     "queue": show.queue,
     "reload": show.reload,
+    "aliases": show_routing.aliases,
+    "health": show_routing.health,
+    "explain": show_routing.explain,
+    "reset": show_routing.reset,
+    "unload": show_routing.unload,
+    "discover": show_routing.discover,
     "models": lambda found: show.models(found, found["phases"]),
 }
 
@@ -203,11 +244,12 @@ SHOWN: Mapping[str, Callable[[Mapping[str, Any]], list[str]]] = {
 def _use(client: Client, arguments: Arguments) -> int:
     """Swap, and say how far it is while it runs."""
     named = _named(client, arguments.name)
-    if arguments.no_wait:
-        found = client.post("/admin/swap?wait=0", named)
-    else:
-        with _progress(client):
-            found = client.post("/admin/swap", named)
+    with _nearest_engine(client, arguments.name):
+        if arguments.no_wait:
+            found = client.post("/admin/swap?wait=0", named)
+        else:
+            with _progress(client):
+                found = client.post("/admin/swap", named)
     if arguments.json:
         print(json.dumps(found, ensure_ascii=False, indent=2))
     else:
@@ -245,7 +287,8 @@ def _progress(client: Client) -> Iterator[None]:
 def _watch(client: Client, *, as_json: bool) -> int:
     """The events as lines, one each. A snapshot of the state comes first."""
     name, is_first = "", True
-    for line in client.lines("/events"):
+    # It speaks once a second.
+    for line in client.lines("/events", READ_TIMEOUT_S):
         key, _, value = line.partition(": ")
         if key == "event":
             name = value
@@ -257,7 +300,7 @@ def _watch(client: Client, *, as_json: bool) -> int:
                 print("\n".join([*show.status(data), ""]), flush=True)
                 is_first = False
             elif (text := show.event(name, data)) is not None:
-                print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+                print(f"{show.clock(data.get('at'))} {text}", flush=True)
     raise Unreachable(f"the router at {client.place.url} has ended")
 
 
@@ -267,7 +310,7 @@ def _logs(client: Client, arguments: Arguments) -> int:
         query["engine"] = arguments.name
     if arguments.follow:
         query["follow"] = "1"
-    for line in client.lines("/logs", **query):
+    for line in client.lines("/logs", None if arguments.follow else READ_TIMEOUT_S, **query):
         print(line, flush=arguments.follow)
     return OK
 

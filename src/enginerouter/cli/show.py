@@ -5,6 +5,7 @@ Names come from configurations and engines: control characters in them are shown
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,12 @@ def seconds(value: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02}m"
+
+
+def clock(at: float | None) -> str:
+    """A time of the day; of another day with its date. Now for None."""
+    then, now = time.localtime(at), time.localtime()
+    return time.strftime("%H:%M:%S" if then[:3] == now[:3] else "%m-%d %H:%M:%S", then)
 
 
 def status(found: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from types import TracebackType
 from typing import Any
 
@@ -50,6 +51,7 @@ class EventHub:
         return len(self._subscriptions)
 
     def publish(self, event: Event, *, is_remembered: bool = False) -> None:
+        """What is remembered says when it was: `at`, in seconds of the wall's clock."""
         if is_remembered:
             self._past.setdefault(event.name, deque(maxlen=REMEMBERED)).append(event)
         for subscription in self._subscriptions:
@@ -58,9 +60,9 @@ class EventHub:
     def subscribe(self, may_see: Callable[[Event], bool]) -> Subscription:
         """A context manager: events that `may_see` lets through: the last remembered ones, then all from now on."""
         subscription = Subscription(self, may_see)
-        for events in self._past.values():
-            for event in events:
-                subscription.put(event)
+        # In the order in which they happened, whatever their names.
+        for event in sorted(chain.from_iterable(self._past.values()), key=lambda event: event.data["at"]):
+            subscription.put(event)
         return subscription
 
     def close(self) -> None:

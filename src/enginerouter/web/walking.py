@@ -310,7 +310,7 @@ class Walking:
         self._attempts.append(Attempt(target, failure.reason, failure.status, seconds, was_tried))
         log.log(
             logging.WARNING if was_tried else logging.INFO,
-            "%s %s: %s goes on after %.2f s (%s): %s",
+            "%s %s: the chain goes on past %s after %.2f s (%s): %s",
             self._record.request_id,
             printable(self._chain.asked),
             target.label,
