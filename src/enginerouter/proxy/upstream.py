@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Collection, Mapping
+from collections.abc import AsyncIterable, Collection, Mapping
 from contextvars import ContextVar
 from typing import IO
 
@@ -121,7 +121,12 @@ class Upstream:
         return url
 
     async def open(
-        self, method: str, address: str, path: str, headers: CIMultiDict[str], body: bytes | IO[bytes]
+        self,
+        method: str,
+        address: str,
+        path: str,
+        headers: CIMultiDict[str],
+        body: bytes | IO[bytes] | AsyncIterable[bytes],
     ) -> ClientResponse:
         """Send a request and return when the answer's headers are here. The caller closes or releases the response.
 
@@ -132,7 +137,7 @@ class Upstream:
         if session is None:
             session = self._session = self._open_session()
         _is_fresh.set(False)
-        data: bytes | IO[bytes] = body
+        data: bytes | IO[bytes] | AsyncIterable[bytes] = body
         if isinstance(body, bytes) and len(body) >= LARGE_BODY_BYTES:
             data = io.BytesIO(body)
         try:

@@ -44,6 +44,7 @@ from enginerouter.web.body import BufferBudget
 from enginerouter.web.edge import Edge
 from enginerouter.web.health import watch_health
 from enginerouter.web.keys import Identity
+from enginerouter.web.learned_facts import LearnedFacts
 from enginerouter.web.listener import GuardedServer, listen
 from enginerouter.web.logs import change_logging
 from enginerouter.web.prober import BackgroundProber
@@ -122,6 +123,7 @@ class Router:
             self._tasks,
             self._snapshot,
             time.monotonic(),
+            LearnedFacts(self.state),
         )
 
     @property
@@ -199,7 +201,7 @@ class Router:
             await discovery.close()
         await self._prober.close()
         await self.coordinator.close(keeps_engines=self.config.on_exit == "keep")
-        for upstream in self._lasting.upstreams.values():
+        for upstream in (*self._lasting.upstreams.values(), *self._lasting.management_upstreams.values()):
             await upstream.close()
         await self._tasks.close()
         if self.cache is not None:
@@ -228,6 +230,7 @@ class Router:
         if phase is Phase.READY:
             self._lasting.addresses[slot] = self.engines[slot.engine].address(slot)
             settings = self.config.engines.get(slot.engine)
+            self._tasks.spawn(self._surface.knowledge.ask(self.engines[slot.engine], slot), f"what {slot} serves")
             if settings is not None and is_process(settings):
                 self._surface.discovery.ask(slot.engine)  # now it can tell by itself
             self._note_learned()
@@ -309,8 +312,9 @@ class Router:
     def _drained(self) -> None:
         """An engine or a slot that was to go is gone, or another one now."""
         lasting, slots = self._lasting, self.coordinator.slots
-        for name in [n for n in lasting.upstreams if n not in self.engines]:
-            self._tasks.spawn(lasting.upstreams.pop(name).close(), f"close connections to {name}")
+        for upstreams in (lasting.upstreams, lasting.management_upstreams):
+            for name in [n for n in upstreams if n not in self.engines]:
+                self._tasks.spawn(upstreams.pop(name).close(), f"close connections to {name}")
         for slot in [s for s in lasting.addresses if s not in slots]:
             del lasting.addresses[slot]
         self._note_learned()

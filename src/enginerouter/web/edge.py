@@ -40,7 +40,7 @@ from enginerouter.errors import (
     retry_after,
 )
 from enginerouter.proxy.headers import INSTANCE
-from enginerouter.web.body import MIB, Body, BodyLimits, BufferBudget, expects_continue, read_body
+from enginerouter.web.body import MIB, Body, BodyLimits, BufferBudget, StreamedBody, expects_continue, read_body
 from enginerouter.web.keys import ANONYMOUS, Identity, Keyring, identify
 from enginerouter.web.origin import Origins, is_foreign_fetch
 from enginerouter.web.routes import Route, Routes, canonical_problem
@@ -165,6 +165,10 @@ class EdgeCall:
         if self.body is None:
             self.body = await read_body(self.request, limits=self._rules.limits, budget=self._edge.budget)
         return self.body
+
+    def stream_body(self) -> StreamedBody:
+        """The body as it arrives, instead of `read_body`: for what is larger than memory."""
+        return StreamedBody(self.request, self._rules.limits)
 
 
 class Edge:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-from types import TracebackType
-
 from aiohttp import web
 from multidict import istr
 
 from enginerouter.dialects.anthropic import estimated_tokens
 from enginerouter.dialects.ollama import residency_asked
 from enginerouter.dialects.translation import OLLAMA, dialect_of
-from enginerouter.errors import LoopDetected, RouterError
+from enginerouter.errors import LoopDetected
 from enginerouter.proxy.headers import VIA
 from enginerouter.routing import walk
 from enginerouter.routing.target import Chain, Route
-from enginerouter.slots import SlotId
-from enginerouter.swap.phases import Phase
 from enginerouter.web.ask import Ask, understand
 from enginerouter.web.counting import counted
 from enginerouter.web.edge import EdgeCall
 from enginerouter.web.exchange import RESOLVED, Surroundings
 from enginerouter.web.naming import Naming
 from enginerouter.web.residency import Residence, one_target
-from enginerouter.web.telemetry import CLIENT_LEFT, Record, Telemetry
+from enginerouter.web.telemetry import Record, Recorded
 from enginerouter.web.translating import AnyExchange
 from enginerouter.web.walking import Walking
 
@@ -69,11 +64,7 @@ class Inference:
         before = ask.previous_response_id
         if before is not None and (owned := self._around.owners.known(before, call.identity.name)) is not None:
             return owned
-        return await self._naming.route(ask.model, call.identity, self._resident)
-
-    def _resident(self) -> SlotId | None:
-        ready = [s for s in self._around.coordinator.slots.values() if s.phase is Phase.READY]
-        return max(ready, key=lambda s: s.active_at).id if ready else None
+        return await self._naming.route(ask.model, call.identity, self._naming.resident)
 
     async def follow(self, call: EdgeCall) -> web.StreamResponse:
         """GET, DELETE or cancel of a stored response: goes to the engine that made it, and never swaps."""
@@ -105,29 +96,7 @@ class Inference:
             record.status = 200
             return web.json_response({"input_tokens": count}, headers=headers)
 
-    def _recorded(self, call: EdgeCall) -> _Recorded:
-        return _Recorded(
+    def _recorded(self, call: EdgeCall) -> Recorded:
+        return Recorded(
             Record(dialect_of(call.raw_path).name, call.request_id, call.received_at), self._around.telemetry
         )
-
-
-class _Recorded:
-    """The record of a request: how it ended is noted, and told, whatever ends it."""
-
-    __slots__ = ("_record", "_telemetry")
-
-    def __init__(self, record: Record, telemetry: Telemetry) -> None:
-        self._record = record
-        self._telemetry = telemetry
-
-    def __enter__(self) -> Record:
-        return self._record
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, RouterError):
-            self._record.status, self._record.error = error.status, error
-        elif isinstance(error, asyncio.CancelledError | ConnectionError):
-            self._record.status = CLIENT_LEFT
-        self._telemetry.ended(self._record)

@@ -5,9 +5,11 @@ Label values come from configured names only; a model name that a client made up
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
 from enginerouter.cache.answers import AnswerCache
@@ -286,6 +288,28 @@ class Telemetry:
                 f" ({error.code}: {error.message})" if error is not None else "",
             )
         )
+
+
+class Recorded:
+    """The record of a request: how it ended is noted, and told, whatever ends it."""
+
+    __slots__ = ("_record", "_telemetry")
+
+    def __init__(self, record: Record, telemetry: Telemetry) -> None:
+        self._record = record
+        self._telemetry = telemetry
+
+    def __enter__(self) -> Record:
+        return self._record
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, RouterError):
+            self._record.status, self._record.error = error.status, error
+        elif isinstance(error, asyncio.CancelledError | ConnectionError):
+            self._record.status = CLIENT_LEFT
+        self._telemetry.ended(self._record)
 
 
 def swap_fields(report: SwapReport) -> dict[str, Any]:
