@@ -83,7 +83,7 @@ class Catalog:
         return json_answer(ollama.show(entry) if said is None else ollama.shown_by_engine(entry, said))
 
     async def running(self, call: EdgeCall) -> web.StreamResponse:
-        """What is in memory. Which models a daemon has in memory is its own business: it is asked, where it is resident."""
+        """What is in memory. Which models a daemon has there is its own business: it is asked, where it is resident."""
         loaded, now = resident(await self._knowledge.entries(call.identity)), time.time()
         daemons = {name: engine for name, engine in self._engines.items() if isinstance(engine, ShowsModels)}
         shown = [ollama.running(e, now) for e in loaded if e.owner not in daemons]
