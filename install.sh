@@ -14,7 +14,7 @@ Without --demo it makes a virtual environment, installs enginerouter into it, li
 `routerctl`, writes a configuration from the engines that run on this machine (an existing one is kept), and starts
 a systemd user service that survives your logout. No root. A second run updates; your configuration stays.
 
-  --yes          ask nothing; so does a run without a terminal (curl … | bash)
+  --yes          ask nothing; so does a run without a terminal
   --no-service   no systemd unit; start `enginerouter` yourself
   --dry-run      say what would be done, and do nothing
   --print-unit   print the systemd unit, and do nothing
@@ -28,7 +28,7 @@ Variables:
   ENGINEROUTER_CONFIG    the configuration file [~/.config/enginerouter/config.yaml]
   ENGINEROUTER_BIN       where the commands are linked [~/.local/bin]
   ENGINEROUTER_UNIT_DIR  where the unit goes [~/.config/systemd/user]
-  ENGINEROUTER_SOURCE    what pip installs: a folder, a wheel, a name [this checkout, else `enginerouter`]
+  ENGINEROUTER_SOURCE    what pip installs: a folder, a wheel, a URL [this checkout]
   PYTHON                 the Python to use, 3.11 or newer [the first of python3.13, 3.12, 3.11, python3, 3.14]
 TEXT
 }
@@ -90,11 +90,9 @@ fi
 config=${ENGINEROUTER_CONFIG:-${XDG_CONFIG_HOME:-${HOME:-}/.config}/enginerouter/config.yaml}
 bin=${ENGINEROUTER_BIN:-${HOME:-}/.local/bin}
 units=${ENGINEROUTER_UNIT_DIR:-${XDG_CONFIG_HOME:-${HOME:-}/.config}/systemd/user}
-source=${ENGINEROUTER_SOURCE:-${here:-enginerouter}}
+source=${ENGINEROUTER_SOURCE:-$here}
 unit=$units/enginerouter.service
 commands=(enginerouter routerctl)
-# Only what bears this file is ours to change or to remove.
-marker=$venv/.enginerouter-installed
 unit_mark='# Written by enginerouter.'
 
 absolute() { # a relative path means another place in a service
@@ -104,7 +102,9 @@ absolute() { # a relative path means another place in a service
     done
 }
 absolute venv config bin units unit
-marker=$venv/.enginerouter-installed
+mark=.enginerouter-installed
+# An environment that bears this file was made here, and is ours to remove.
+marker=$venv/$mark
 
 try() { # a command that changes something
     if [[ -n $dry ]]; then
@@ -175,11 +175,15 @@ make_venv() {
                 "On Debian and Ubuntu: 'sudo apt install python$version-venv', then run this again."
         fi
     fi
+    echo 'made by install.sh; --uninstall removes this environment' >"$marker"
+}
+
+is_empty_folder() {
+    [[ -d $1 && ! -L $1 && -z $(ls -A "$1") ]]
 }
 
 ready_venv() {
-    rmdir "$venv" 2>/dev/null || true # only if it is empty
-    if [[ ! -e $venv && ! -L $venv ]]; then
+    if [[ ! -e $venv && ! -L $venv ]] || is_empty_folder "$venv"; then
         make_venv
     elif [[ ! -x $venv/bin/python ]]; then
         die "'$venv' is no working virtual environment; remove it, or set ENGINEROUTER_VENV to another folder"
@@ -205,15 +209,16 @@ pip_install() { # pip's arguments...
 # --- the demo
 
 run_demo() {
-    local now
+    local now installed
     ready_venv
     # Editable: a `git pull` needs no new installation unless the dependencies changed.
     now="$here $(cksum <"$here/pyproject.toml")"
-    if [[ ! -x $venv/bin/enginerouter || ! -f $marker || $(<"$marker") != "$now" ]]; then
+    installed=$venv/.enginerouter-demo
+    if [[ ! -x $venv/bin/enginerouter || ! -f $installed || $(<"$installed") != "$now" ]]; then
         say "installing enginerouter into $venv"
-        rm -f "$marker" # an interrupted installation must not count as done
+        rm -f "$installed" # an interrupted installation must not count as done
         pip_install -e "$here"
-        printf '%s\n' "$now" >"$marker"
+        printf '%s\n' "$now" >"$installed"
     fi
     exec "$venv/bin/enginerouter" demo "${demo_arguments[@]}"
 }
@@ -221,14 +226,23 @@ run_demo() {
 # --- the installation
 
 install_package() {
+    # Without a checkout only what was named is installed: a package index may have something else of this name.
+    [[ -n $source ]] || die "there is no checkout beside this script: clone the repository and run its install.sh," \
+        "or set ENGINEROUTER_SOURCE to what pip is to install: a folder, a wheel, a URL"
     ready_venv
-    if [[ -e $venv && ! -f $marker ]] && [[ -n $(find "$venv/bin" -name enginerouter 2>/dev/null) ]]; then
+    if [[ -x $venv/bin/python && ! -f $marker ]]; then
         say "'$venv' was not made by this script; it is used, and --uninstall will leave it"
-    elif [[ -z $dry ]]; then
-        echo 'made by install.sh; --uninstall removes this environment' >"$marker"
     fi
     say "installing $source into $venv"
     pip_install --upgrade "$source"
+}
+
+is_ours_to_link() { # link: there is none, or it leads nowhere, or into an environment that was made here
+    local to
+    [[ -e $1 ]] || return 0
+    [[ -L $1 ]] || return 1
+    to=$(readlink "$1")
+    [[ $to == "$venv"/bin/* || -f ${to%/bin/*}/$mark ]]
 }
 
 link_commands() {
@@ -237,8 +251,8 @@ link_commands() {
     for name in "${commands[@]}"; do
         link=$bin/$name
         [[ -n $dry || -x $venv/bin/$name ]] || continue
-        if [[ -e $link && ! -L $link ]]; then
-            say "'$link' is a file of somebody else's; it stays, and '$venv/bin/$name' is not linked"
+        if ! is_ours_to_link "$link"; then
+            say "'$link' is somebody else's; it stays, and '$venv/bin/$name' is not linked"
         else
             try ln -sfn "$venv/bin/$name" "$link"
         fi

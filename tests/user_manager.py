@@ -153,7 +153,8 @@ class UserManager:
             self._processes.append(
                 subprocess.Popen(
                     argv,
-                    env={**os.environ, **self.env, "HOME": str(self.folder)},
+                    # As under user@.service: what the manager does with units is in the journal.
+                    env={**os.environ, **self.env, "HOME": str(self.folder), "SYSTEMD_LOG_TARGET": "journal"},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

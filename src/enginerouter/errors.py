@@ -182,10 +182,16 @@ class FreeFailed(EngineFailed):
 
 
 class EngineCrashed(EngineFailed):
-    """The engine died while it served. A retry starts it again."""
+    """The engine died while it served. A retry starts it again. `was_stopped`: somebody stopped it, in good order."""
 
     code = "engine_crashed"
     is_retryable = None
+
+    def __init__(
+        self, engine: str, message: str, *, admin_detail: str | None = None, was_stopped: bool = False
+    ) -> None:
+        super().__init__(engine, message, admin_detail=admin_detail)
+        self.was_stopped = was_stopped
 
 
 class EngineUnloaded(EngineCrashed):

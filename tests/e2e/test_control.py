@@ -27,7 +27,7 @@ async def test_health_says_ok_whatever_the_engines_do_and_swaps_nothing(make_rou
         await client.send("POST", CHAT, chat())
         await router.engines["a"].starting.reached.wait()
         answer = await router.get("/health")
-        assert (answer.status, answer.json) == (200, {"status": "ok"})
+        assert (answer.status, answer.json) == (200, {"status": "ok", "name": "enginerouter"})
         assert (await router.ask(path="/health", method="HEAD")).status == 200
         router.engines["a"].starting.open()
         await client.answer()

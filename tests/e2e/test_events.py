@@ -203,6 +203,8 @@ async def test_an_engines_log_is_followed_over_truncation_and_exchange(
         ("", 404, "log_file is null"),
         ("?engine=a&lines=many", 400, "whole number"),
         ("?engine=a&lines=99999", 400, "up to 10000"),
+        ("?engine=a&lines=%C2%B2", 400, "whole number"),
+        (f"?engine=a&lines={'9' * 5000}", 400, "whole number"),
         ("?tail=3", 400, "there are: engine, lines, follow"),
     ],
 )

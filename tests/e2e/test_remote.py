@@ -51,6 +51,17 @@ async def test_a_request_goes_to_the_provider_with_our_key_and_never_the_clients
     assert got.header("Cookie") is None
 
 
+async def test_a_provider_is_not_unloaded(make_router: MakeRouter, provider: Provider) -> None:
+    """It holds nothing here; as `cold` it would wait for a swap."""
+    router = await make_router(("a",), http=[cloud(provider)])
+    await router.load("a")
+    assert (await router.ask(b"{}", path="/admin/unload")).json == {"unloading": ["a"]}
+    refused = await router.ask(b'{"engine": "cloud"}', path="/admin/unload")
+    assert refused.status == 400
+    assert "'cloud' is served elsewhere" in refused.error["message"]
+    assert router.phase("cloud") is Phase.READY
+
+
 async def test_the_key_in_the_clients_other_header_stays_here_too(make_router: MakeRouter, provider: Provider) -> None:
     router = await make_router((), http=[cloud(provider)], api_keys=(ApiKey(name="me", key="client-secret"),))
     await router.ask(chat("big"), headers={"X-API-Key": "client-secret"})

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from engine_server import ok
 from reload_kit import from_file, process
 from router_kit import MakeRouter, RouterUnderTest
 
@@ -142,6 +143,35 @@ async def test_ping_tells_a_router_that_lives_from_one_that_is_stuck(
     assert (await ctl("ping")).code == 0
     monkeypatch.setattr(router.router.coordinator, "_turned_at", time.monotonic() - 60)
     assert (await ctl("ping")).code == 1
+
+
+async def test_ping_is_not_taken_in_by_another_server(make_router: MakeRouter) -> None:
+    """Many say `{"status": "ok"}` at /health."""
+    router = await make_router()
+    server = router.engines["a"].server
+    server.script = ok(b'{"status": "ok"}')
+    await server.listen()
+    ended = await ctl("--url", f"http://127.0.0.1:{server.port}", "ping")
+    assert ended.code == 1
+    assert "no enginerouter" in ended.err
+
+
+async def test_the_key_of_a_configuration_goes_to_its_own_router_only(
+    make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    router = await make_router()
+    stranger = router.engines["a"].server
+    await stranger.listen()
+    engines = {"a": {"type": "generic_process", "start_cmd": ["true", "{port}"]}}
+    config = {"port": router.port, "api_keys": ["s3cret"], "engines": engines}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    url = f"http://127.0.0.1:{stranger.port}"
+    for command in ("status", "ping", "models"):
+        await ctl("--url", url, command)
+    monkeypatch.setenv("ENGINEROUTER_URL", url)
+    await ctl("status")
+    assert len(stranger.received) >= 4
+    assert not any("s3cret" in str(got.headers) for got in stranger.received)
 
 
 async def test_reset_closes_what_is_open(router: RouterUnderTest) -> None:

@@ -1,6 +1,6 @@
 """The official SDKs, each as a column of the matrix: the same wishes, said and read in its own words.
 
-A column says nothing of what a wish must come to; `cells.py` does. `None` where the SDK has no such call.
+A column says nothing of what a wish must come to; tests/e2e/test_matrix.py does. `None` where the SDK has no such call.
 """
 
 from __future__ import annotations

@@ -111,6 +111,59 @@ def test_installing_twice_and_uninstalling_leaves_only_the_configuration(home: P
     assert f"stay in '{home}/conf'" in err
 
 
+def an_environment_of_somebody_else(venv: Path) -> Path:
+    """Whose Python is new enough, and whose pip installs our commands."""
+    (venv / "bin").mkdir(parents=True)
+    (venv / "pyvenv.cfg").write_text("home = /usr/bin\n")
+    commands = (
+        f'for c in enginerouter routerctl; do printf "#!/bin/sh\\n" >"{venv}/bin/$c"; chmod +x "{venv}/bin/$c"; done'
+    )
+    stub(venv / "bin", "python", f'case "$*" in *install*) {commands};; esac')
+    return venv
+
+
+def test_an_environment_of_somebody_else_is_used_and_outlives_us(home: Path) -> None:
+    venv = an_environment_of_somebody_else(home / "venv")
+    status, _, err = run("--yes", "--no-service", **places(home))
+    assert status == 0, err
+    assert f"'{venv}' was not made by this script; it is used" in err
+    assert (home / "bin/enginerouter").is_symlink()
+    status, _, err = run("--uninstall", "--yes", **places(home))
+    assert status == 0, err
+    assert (venv / "pyvenv.cfg").exists()
+    assert not (home / "bin/enginerouter").is_symlink()
+
+
+def test_a_link_of_somebody_else_is_left_alone(home: Path) -> None:
+    """As pipx makes them. One that leads nowhere serves nobody, and is replaced."""
+    an_environment_of_somebody_else(home / "venv")
+    theirs = an_environment_of_somebody_else(home / "pipx") / "bin/python"
+    (home / "bin").mkdir()
+    (home / "bin/enginerouter").symlink_to(theirs)
+    (home / "bin/routerctl").symlink_to(home / "gone/bin/routerctl")
+    status, _, err = run("--yes", "--no-service", **places(home))
+    assert status == 0, err
+    assert f"'{home}/bin/enginerouter' is somebody else's" in err
+    assert (home / "bin/enginerouter").readlink() == theirs
+    assert (home / "bin/routerctl").readlink() == home / "venv/bin/routerctl"
+
+
+def test_through_a_pipe_nothing_is_fetched_by_its_name_alone(home: Path) -> None:
+    script = (REPOSITORY / "install.sh").read_bytes()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("ENGINEROUTER_")} | {"HOME": str(home)}
+    ended = subprocess.run(["bash"], input=script, env=environment, capture_output=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert b"set ENGINEROUTER_SOURCE" in ended.stderr
+    assert list(home.iterdir()) == []
+
+
+def test_a_dry_run_leaves_an_empty_folder_where_it_is(home: Path) -> None:
+    (home / "venv").mkdir()
+    status, _, err = run("--dry-run", **places(home))
+    assert status == 0, err
+    assert [p.name for p in home.iterdir()] == ["venv"]
+
+
 def test_without_a_new_enough_python_it_says_what_to_install(tmp_path: Path) -> None:
     for name in ("python3.14", "python3.13", "python3.12", "python3.11", "python3"):
         stub(tmp_path, name, "exit 1")  # an old one, and a pyenv shim without its version, both end so

@@ -75,6 +75,7 @@ def test_a_manager_that_is_gone_is_a_warning(tmp_path: Path, caplog: pytest.LogC
         ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}, None),
         ({"WATCHDOG_USEC": "0"}, None),
         ({"WATCHDOG_USEC": "soon"}, None),
+        ({"WATCHDOG_USEC": "²"}, None),
     ],
 )
 def test_a_watchdog_counts_if_it_watches_us(

@@ -29,12 +29,32 @@ def engine(**more: object) -> dict[str, object]:
     return {"type": "generic_process", "start_cmd": ["true", "{port}"], **more}
 
 
+@pytest.mark.parametrize(
+    ("one", "stop_s"),
+    [
+        ({"type": "ollama"}, 30 + 20),
+        ({"type": "ollama", "unload_timeout_s": 5}, 5 + 20),
+        ({"type": "api_swap", "base_url": "http://127.0.0.1:5000", "stop_timeout_s": 7}, 7 + 20),
+        ({"type": "systemd_unit", "unit": "x", "base_url": "http://127.0.0.1:1"}, 30 + 10 + 20),
+        (engine(), 30 + 10 + 20),
+        (engine(start_cmd=["llama", "--slot-save-path", "x", "{port}"], keep_slots=True), 30 + 10 + 10 + 20),
+        (engine(start_cmd=["docker", "run", "{port}"], stop_cmd=["docker", "stop", "-t", "60", "x"]), 65 + 15 + 20),
+        ({"type": "remote", "base_url": "https://x.example/v1"}, 20),
+        (engine(stop_timeout_s=900, enabled=False), 20),
+    ],
+)
+def test_the_stop_time_holds_what_each_kind_of_engine_can_take(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], one: dict[str, object], stop_s: int
+) -> None:
+    assert unit(tmp_path, capsys, engines={"a": one})["TimeoutStopSec"] == str(stop_s)
+
+
 def test_the_stop_time_holds_streams_the_slowest_engine_and_ten_seconds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engines = {"a": engine(stop_timeout_s=90), "b": engine()}
     found = unit(tmp_path, capsys, shutdown_timeout_s=25, engines=engines)
-    assert found["TimeoutStopSec"] == "125"
+    assert found["TimeoutStopSec"] == "135"
     assert found["KillMode"] == "mixed"
     assert found["OOMPolicy"] == "continue"
 

@@ -116,6 +116,7 @@ class FakeEngine:
         self.stops: list[tuple[float, SlotId]] = []
         self.checks: list[tuple[SlotId, tuple[SlotId, ...]]] = []
         self.to_adopt: list[SlotId] = []
+        self.adopt_s = 0.0
         self.adopt_error: Exception | None = None
         self.frozen: str | None = None
         self.closes = 0
@@ -195,6 +196,7 @@ class FakeEngine:
         return self.frozen
 
     async def adopt(self) -> list[SlotId]:
+        await asyncio.sleep(self.adopt_s)
         if self.adopt_error is not None:
             raise self.adopt_error
         for slot in self.to_adopt:
@@ -204,12 +206,12 @@ class FakeEngine:
     async def close(self) -> None:
         self.closes += 1
 
-    def crash(self, slot: SlotId) -> None:
+    def crash(self, slot: SlotId, *, was_stopped: bool = False) -> None:
         """The slot's process dies, and the coordinator is told, as a watcher would."""
         if slot in self.machine.running and self._busy.get(slot) != "stop":
             self.machine.give_back(slot, self.scripts[slot])
             assert self._on_exit is not None
-            self._on_exit(slot, EngineCrashed(self._name, f"{slot} died"))
+            self._on_exit(slot, EngineCrashed(self._name, f"{slot} died", was_stopped=was_stopped))
 
 
 class SharedEngine(FakeEngine):

@@ -1,6 +1,7 @@
 """A router as `routerctl` reaches it: one request at a time, of the standard library alone.
 
 Where it is and what key opens it: `--url` and the environment first, else the configuration file beside which it runs.
+A key of a configuration is for the router of that configuration, and goes nowhere else.
 """
 
 from __future__ import annotations
@@ -48,11 +49,25 @@ class Place:
 
 def place_of(url: str | None, config: Path | None, environ: Mapping[str, str] = os.environ) -> Place:
     """From the command line, the environment and the configuration file, in this order. Raises Refused."""
-    found = _config(config, environ) if url is None or not _key(environ) else None
+    key = _key(environ)
+    found = _config(config, environ) if url is None or not key else None
     where = url or environ.get("ENGINEROUTER_URL") or (_url(found) if found is not None else DEFAULT_URL)
     if urlsplit(where).scheme not in ("http", "https"):
         raise Refused(f"{printable(where)!r} is no URL of a router; one looks like {DEFAULT_URL}")
-    return Place(where.rstrip("/"), _key(environ) or _admin_key(found))
+    if not key and found is not None and _address(where) == _address(_url(found)):
+        key = _admin_key(found)
+    return Place(where.rstrip("/"), key)
+
+
+def _address(url: str) -> tuple[str, str, int | None]:
+    """Scheme, host and port, with one name for this machine."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:  # no number; asking there says so
+        port = None
+    host = parts.hostname or ""
+    return parts.scheme, "localhost" if host in ("127.0.0.1", "::1") else host, port
 
 
 def _key(environ: Mapping[str, str]) -> str:
@@ -113,7 +128,15 @@ class Client:
     def status(self) -> dict[str, Any]:
         """`GET /status`; also what tells a router from another server."""
         found = self.get("/status")
-        if "slots" not in found:
+        return self._ours(found, is_ours="slots" in found)
+
+    def ping(self) -> dict[str, Any]:
+        """`GET /health`, without a key: nobody needs one for it."""
+        found = Client(Place(self.place.url)).get("/health")
+        return self._ours(found, is_ours=found.get("name") == "enginerouter")
+
+    def _ours(self, found: dict[str, Any], *, is_ours: bool) -> dict[str, Any]:
+        if not is_ours:
             raise Refused(f"what answers at {self.place.url} is no enginerouter")
         return found
 

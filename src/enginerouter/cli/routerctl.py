@@ -27,7 +27,8 @@ OK, REFUSED, UNREACHABLE = 0, 1, 3
 EPILOG = """\
 Where the router is: --url, $ENGINEROUTER_URL, else the configuration (--config, $ENGINEROUTER_CONFIG,
 ./config.yaml, ~/.config/enginerouter/config.yaml), else http://127.0.0.1:8077. Its key: $ENGINEROUTER_API_KEY, the
-file that $ENGINEROUTER_API_KEY_FILE names, else the first admin key of that configuration.
+file that $ENGINEROUTER_API_KEY_FILE names, else the first admin key of that configuration, if it is the router of
+that configuration that is asked.
 
 Exit codes: 0 done, 1 the router refused, 2 usage, 3 no router answers."""
 
@@ -173,7 +174,7 @@ def _hold(client: Client, arguments: Arguments) -> dict[str, Any]:
 
 
 ASKS: Mapping[str, Ask] = {
-    "ping": lambda client, _: client.get("/health"),
+    "ping": lambda client, _: client.ping(),
     "status": lambda client, _: client.status(),
     "queue": lambda client, _: client.status(),
     "models": _models,

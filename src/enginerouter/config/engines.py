@@ -44,7 +44,15 @@ class EngineSettings:
     ] = None
     enabled: Annotated[bool, Key("A disabled engine is never started and serves nothing.")] = True
     start_timeout_s: Annotated[float, Key("Longest wait for the engine to become ready.", "s", gt=0)] = 300.0
-    stop_timeout_s: Annotated[float, Key("Longest wait after the stop signal before it is killed.", "s", ge=0)] = 30.0
+    stop_timeout_s: Annotated[
+        float,
+        Key(
+            "Longest wait after the stop signal before it is killed; of a server that is always on: longest wait "
+            "for its unload when the router ends.",
+            "s",
+            ge=0,
+        ),
+    ] = 30.0
     api: Annotated[
         tuple[Dialect, ...],
         Key("Dialects that the engine serves itself; requests in another one are translated.", nonempty=True),

@@ -31,7 +31,7 @@ class Notifier:
             return cls("")
         is_ours = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         usec = environ.get("WATCHDOG_USEC", "")
-        return cls(address, int(usec) / 1e6 if is_ours and usec.isdigit() and int(usec) > 0 else None)
+        return cls(address, int(usec) / 1e6 if is_ours and usec.isdecimal() and int(usec) > 0 else None)
 
     def ready(self, status: str) -> None:
         """The port answers. `status` is one line for `systemctl status`."""

@@ -14,7 +14,7 @@ FIRST_FD = 3
 def given_socket(environ: Mapping[str, str] = os.environ) -> socket.socket | None:
     """The socket that was handed over, or None. Raises ConfigError if what was handed over cannot be listened on."""
     count = environ.get("LISTEN_FDS", "")
-    if environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdigit() or int(count) == 0:
+    if environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdecimal() or int(count) == 0:
         return None
     if int(count) > 1:
         raise _refused(f"{count} sockets; the router listens on one: leave one ListenStream= in its socket unit")

@@ -36,6 +36,7 @@ class SlotSpec:
     `holds_memory` False: lives beside all others, is never drained or freed for another.
     `pins_engine`: the pin keeps the engine, not this model of it; another slot of that engine may take its place.
     `is_swapped` False: a provider, always there; its first use is no swap to report.
+    `end_within_s`: longest wait for it when the router ends; None where it has a limit of its own.
     `restarts` (`auto_restart`): wanted again after a crash; `rolls_back`: after a failed swap away from it.
     """
 
@@ -52,6 +53,7 @@ class SlotSpec:
     restarts: bool = False
     rolls_back: bool = False
     is_swapped: bool = True
+    end_within_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +306,11 @@ class Plan:
     target: SlotId | None
     victims: tuple[SlotId, ...]
     reason: str
+
+    @property
+    def why(self) -> str:
+        """What a slot is told that leaves."""
+        return f"swap to {self.target}" if self.target is not None else self.reason
 
 
 @dataclass(slots=True, eq=False)

@@ -35,7 +35,7 @@ from enginerouter.routing.health import Health
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
 from enginerouter.swap.coordinator import Coordinator
-from enginerouter.swap.memory import MemorySource
+from enginerouter.swap.memory import ChosenSource
 from enginerouter.swap.phases import Phase
 from enginerouter.swap.pick import Picked
 from enginerouter.tasks import TaskGroup
@@ -58,6 +58,8 @@ from enginerouter.web.telemetry import Telemetry
 log = logging.getLogger(__name__)
 
 MIB = 1024 * 1024
+# At its start the router waits this long for its engines to say what of theirs runs already.
+TAKE_OVER_PATIENCE_S = 1.0
 
 
 class Router:
@@ -70,14 +72,14 @@ class Router:
         self,
         config: Config,
         *,
-        memory: MemorySource | None = None,
+        memory: ChosenSource | None = None,
         engines: Mapping[str, Engine] | None = None,
         sock: socket.socket | None = None,
     ) -> None:
         self.config = config
         self._sock = sock
         self.registry = Registry()
-        self.memory = memory if memory is not None else Picked(config.memory_source)
+        self.memory: ChosenSource = memory if memory is not None else Picked(config.memory_source)
         self.telemetry = Telemetry(self.registry)
         self.state = StateFile(config.base_dir / config.state_file)
         # Which router this is among others. Of this process alone: two boxes may keep their state in the same place.
@@ -107,6 +109,7 @@ class Router:
         self._tls: ssl.SSLContext | None = None
         self._is_up = asyncio.Event()
         self._runner: web.ServerRunner | None = None
+        self._taking_over: asyncio.Task[None] | None = None
         self.port = 0
 
     def _made_to_last(self) -> Lasting:
@@ -142,6 +145,9 @@ class Router:
         """Listen, take over running engines, begin preloads. Raises CannotListen, AlreadyRunning or ConfigError."""
         await self._claim_state()
         await self.memory.start()
+        log.info("memory is read from %s: %s", self.memory.name, self.memory.why)
+        for warning in self.memory.warnings:
+            log.warning("memory: %s", warning)
         self._surface.use_upstreams()
         self.telemetry.watch(self.coordinator)
         self.telemetry.watch_memory(self.memory)
@@ -164,9 +170,18 @@ class Router:
             raise CannotListen(self.config.host, self.config.port, await self._why_not(error)) from error
         self._surface.discovery.begin()
         await end_launches_of_removed_engines(self.state, self.engines)
-        await self.coordinator.start()
+        await self._take_over()
         self._prober.begin()
         self._is_up.set()
+
+    async def _take_over(self) -> None:
+        """Whoever hangs, or is still loading, holds up its own lane and not the router's being there."""
+        self._taking_over = self._tasks.spawn(self.coordinator.start(), "take over what runs")
+        await asyncio.wait({self._taking_over}, timeout=TAKE_OVER_PATIENCE_S)
+        if self._taking_over.done():
+            self._taking_over.result()
+        else:
+            log.info("some engines have not said yet what of theirs runs; what needs their memory waits")
 
     async def _claim_state(self) -> None:
         try:
@@ -194,6 +209,9 @@ class Router:
         """Answer those who wait, let streams end within `shutdown_timeout_s`, stop the engines, save the state."""
         await self.reloader.close()
         self.coordinator.refuse_new()
+        if self._taking_over is not None:
+            self._taking_over.cancel()
+            await asyncio.wait({self._taking_over})
         self.telemetry.hub.close()
         if self._runner is not None:
             await self._stop_listening(self._runner)

@@ -24,7 +24,7 @@ from enginerouter.routing.target import Target
 from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.hold import Hold, HoldDrain, HoldMode
-from enginerouter.swap.memory import MemorySource
+from enginerouter.swap.memory import ChosenSource
 from enginerouter.swap.model import Slot, Swap
 from enginerouter.swap.phases import Phase
 from enginerouter.tasks import TaskGroup
@@ -59,7 +59,7 @@ class Control:
         coordinator: Coordinator,
         telemetry: Telemetry,
         registry: Registry,
-        memory: MemorySource,
+        memory: ChosenSource,
         tasks: TaskGroup,
         health: Health,
         view: HealthView,
@@ -85,7 +85,8 @@ class Control:
         silent_s = self._coordinator.seconds_since_turn()
         if silent_s > STUCK_AFTER_S:
             return json_answer({"status": "stuck", "silent_s": round(silent_s, 1)}, status=503)
-        return json_answer({"status": "shutting down" if self._coordinator.is_closing else "ok"})
+        status = "shutting down" if self._coordinator.is_closing else "ok"
+        return json_answer({"status": status, "name": "enginerouter"})
 
     async def metrics(self, call: EdgeCall) -> web.StreamResponse:
         """Prometheus's text format, see metrics.md."""
@@ -136,6 +137,7 @@ class Control:
             "in_flight": len(slot.leases),
             "queued": len(slot.queue),
             "is_pinned": slot.spec.is_pinned,
+            "is_remote": not slot.spec.is_swapped,
             "asleep_bytes": slot.kept_bytes if slot.is_asleep else None,
             "is_outdated": slot.is_outdated,
             "eta_s": round(self._coordinator.eta_s(slot.id), 1),
@@ -177,8 +179,13 @@ class Control:
         Also what others loaded, which is looked for first, and what sleeps.
         """
         await self._coordinator.look_around()
-        slots = await self._named_or_all(call)
-        leaving = [str(s) for s in slots if self._coordinator.unload(s)]
+        asked = await _asked(call)
+        slots = await self._named(asked, call.identity) if asked else list(self._coordinator.slots)
+        # A provider holds no memory here, and is always there.
+        here = [s for s in slots if self._coordinator.slots[s].spec.is_swapped]
+        if slots and asked and not here:
+            raise BadRequest(f"engine {slots[0].engine!r} is served elsewhere: nothing of it is in memory here")
+        leaving = [str(s) for s in here if self._coordinator.unload(s)]
         return json_answer({"unloading": leaving})
 
     async def reset(self, call: EdgeCall) -> web.StreamResponse:
@@ -285,11 +292,6 @@ class Control:
     def _phase(self, slot: SlotId) -> str:
         return self._coordinator.slots[slot].phase.value
 
-    async def _named_or_all(self, call: EdgeCall) -> list[SlotId]:
-        """The slots that the body names; all of them if it is empty or `{}`."""
-        asked = await _asked(call)
-        return await self._named(asked, call.identity) if asked else list(self._coordinator.slots)
-
     async def _named(self, asked: Mapping[str, Any], identity: Identity) -> list[SlotId]:
         """The slot that `{"model": …}` names, or those of `{"engine": …}`; with both, the two must fit."""
         engine, model = asked.get("engine"), asked.get("model")
@@ -362,7 +364,7 @@ def _hold_status(hold: Hold | None, now: float) -> dict[str, Any] | None:
     }
 
 
-def _memory_status(memory: MemorySource) -> dict[str, Any]:
+def _memory_status(memory: ChosenSource) -> dict[str, Any]:
     status: dict[str, Any] = {
         "source": memory.name,
         "why": memory.why,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 
-import psutil
-
 from enginerouter.config.model import Alias, EngineSettings
 from enginerouter.engines.discovery import Discovery
 from enginerouter.engines.loaded import Listing
@@ -18,6 +16,7 @@ from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.phases import Phase
 from enginerouter.web.keys import Identity
+from enginerouter.web.machine import own_networks
 
 # Headers by which engines are told who pays.
 KEY_HEADERS = frozenset({"authorization", "x-api-key", "api-key", "x-goog-api-key"})
@@ -44,9 +43,7 @@ class Naming:
         self._discovery: Discovery | None = None
         self._said_remote: dict[str, Collection[str]] = {}
         self._said_facts: dict[str, Mapping[str, ModelFacts]] = {}
-        own = fences.own_networks(
-            [(name, a.address, a.netmask) for name, found in psutil.net_if_addrs().items() for a in found]
-        )
+        own = own_networks()
         self._remote = frozenset(name for name, settings in engines.items() if fences.is_remote(settings, own))
 
     def attach(self, discovery: Discovery) -> None:

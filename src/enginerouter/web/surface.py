@@ -27,7 +27,7 @@ from enginerouter.routing.health import Health
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
 from enginerouter.swap.coordinator import Coordinator
-from enginerouter.swap.memory import MemorySource
+from enginerouter.swap.memory import ChosenSource
 from enginerouter.swap.phases import Phase
 from enginerouter.tasks import TaskGroup
 from enginerouter.web.answers import KeptAnswers
@@ -97,7 +97,7 @@ class Lasting:
     instance: str
     registry: Registry
     telemetry: Telemetry
-    memory: MemorySource
+    memory: ChosenSource
     state: StateFile
     health: Health
     coordinator: Coordinator

@@ -134,7 +134,8 @@ def _newest(files: Sequence[Path]) -> Path:
 def _lines(said: str | None) -> int:
     if said is None:
         return DEFAULT_LINES
-    if not said.isdigit() or int(said) > MAX_LINES:
+    # "²" is a digit, and no number; nor is one of 5000 digits for `int`.
+    if not said.isdecimal() or len(said) > len(str(MAX_LINES)) or int(said) > MAX_LINES:
         raise BadRequest(f"lines has to be a whole number up to {MAX_LINES}")
     return int(said)
 
