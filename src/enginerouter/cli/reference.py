@@ -51,7 +51,7 @@ everybody whose `Host` and `Origin` pass is admin ([keys](../how-to/keys.md)).
 """
 _GROUPS = (
     ("/v1", "OpenAI and Anthropic"),
-    ("/api", "Ollama"),
+    ("/api", "Ollama and LM Studio"),
     ("/admin", "Control"),
     ("/", "Everything else"),
 )
@@ -65,6 +65,7 @@ _HTTP_HEADERS = """
 | `X-EngineRouter-Attempts` | how many targets of a chain were tried |
 | `X-EngineRouter-Queue-Ms`, `X-EngineRouter-Swap-Ms` | how long it waited, and how long of that for a swap |
 | `X-EngineRouter-Cache` | `hit` or `miss`, where the cache was asked |
+| `X-EngineRouter-Estimated` | `1` where a count of tokens is an estimate |
 | `Retry-After` | with 429 and 503: seconds, 1 to 60 |
 | `x-should-retry: false` | a retry cannot cure it; SDKs obey |
 

@@ -26,6 +26,8 @@ from enginerouter.tasks import TaskGroup
 # Below the keep-alive of every engine (llama.cpp and uvicorn close after 5 s): a connection that the engine is about
 # to close is not used again.
 POOL_IDLE_S = 2.0
+# A shorter "key" (`none`, `x`) would be found in words that are none.
+SHORTEST_KEY = 8
 # What an engine may send as one header line; some put long diagnostics there.
 MAX_HEADER_BYTES = 65536
 # aiohttp warns about larger bytes bodies: written in one piece they would hold up the loop.
@@ -98,6 +100,11 @@ class Upstream:
         self.headers = dict(headers)
         self.is_server = is_server
         self._timeout = ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=None)
+
+    def without_key(self, said: bytes) -> bytes:
+        """What the engine said, without the operator's key: some providers quote it when they refuse it."""
+        key = self.headers.get("Authorization", "").removeprefix("Bearer ").encode()
+        return said.replace(key, b"*" * len(key)) if len(key) >= SHORTEST_KEY and key in said else said
 
     def _open_session(self) -> ClientSession:
         return ClientSession(

@@ -26,6 +26,7 @@ from enginerouter.dialects.translation import Translation
 from enginerouter.proxy.headers import passes_upstream
 from enginerouter.routing.target import Target
 from enginerouter.tasks import TaskGroup
+from enginerouter.web.answering import is_packed
 from enginerouter.web.ask import Ask
 from enginerouter.web.edge import EdgeCall
 from enginerouter.web.keys import Identity
@@ -109,10 +110,9 @@ class Copy:
 
     def __init__(self, question: Question, answer: ClientResponse) -> None:
         said = ",".join(answer.headers.getall(hdrs.CACHE_CONTROL, ())).lower()
-        is_packed = answer.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() not in ("", "identity")
         self._question = question
         self._answer = answer
-        self._may_be_kept = answer.status == 200 and not is_packed and "no-store" not in said
+        self._may_be_kept = answer.status == 200 and not is_packed(answer) and "no-store" not in said
         self._left = question.max_answer_bytes
         self._chunks: list[bytes] = []
 

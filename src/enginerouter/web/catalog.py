@@ -72,17 +72,18 @@ class Catalog:
     # --- Ollama
 
     async def tags(self, call: EdgeCall) -> web.StreamResponse:
+        """All models of all engines, in the form of Ollama's list."""
         return json_answer({"models": [ollama.tag(e) for e in await self._knowledge.entries(call.identity)]})
 
     async def show(self, call: EdgeCall) -> web.StreamResponse:
-        """By POST as Ollama has it, and by GET as some agents ask."""
+        """One model: context, capabilities, details. By POST as Ollama has it, and by GET as some agents ask."""
         name = await _shown_name(call)
         entry = await self._knowledge.entry(name, call.identity)
         said = await self._said_by_engine(name)
         return json_answer(ollama.show(entry) if said is None else ollama.shown_by_engine(entry, said))
 
     async def running(self, call: EdgeCall) -> web.StreamResponse:
-        """`/api/ps`. Which models a daemon has in memory is its own business: it is asked, where it is resident."""
+        """What is in memory. Which models a daemon has there is its own business: it is asked, where it is resident."""
         loaded, now = resident(await self._knowledge.entries(call.identity)), time.time()
         daemons = {name: engine for name, engine in self._engines.items() if isinstance(engine, ShowsModels)}
         shown = [ollama.running(e, now) for e in loaded if e.owner not in daemons]
@@ -95,6 +96,7 @@ class Catalog:
         return json_answer({"models": shown})
 
     async def version(self, call: EdgeCall) -> web.StreamResponse:
+        """The version of Ollama whose API this is."""
         return json_answer({"version": ollama.API_VERSION})
 
     async def _said_by_engine(self, name: str) -> dict[str, Any] | None:
@@ -108,6 +110,7 @@ class Catalog:
     # --- others
 
     async def lmstudio_models(self, call: EdgeCall) -> web.StreamResponse:
+        """All models, in the form of LM Studio's list and of OpenAI's at once."""
         return json_answer(lmstudio.model_list(await self._knowledge.entries(call.identity)))
 
     async def props(self, call: EdgeCall) -> web.StreamResponse:
@@ -123,7 +126,7 @@ class Catalog:
         return next(iter((*default, *resident(entries), *shortest, *entries)), None)
 
     async def engine_version(self, call: EdgeCall) -> web.StreamResponse:
-        """vLLM's place for its own version."""
+        """The router's version, where vLLM has its own."""
         return json_answer({"version": __version__})
 
 

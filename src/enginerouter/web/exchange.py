@@ -261,7 +261,7 @@ class Exchange:
             {},
             has_our_key=is_refusal,
             takes_mismatch=False,
-            retry_after_s=None,
+            retry_after_s=self._retry_after_s,
             cool_downs=self._around.cool_downs,
         )
 
@@ -333,6 +333,7 @@ class Exchange:
             body = await self._read(answer)
             self._first_byte()
             if answer.status >= 400:
+                body = self._upstream.without_key(body)
                 self._log_refusal(answer, body)
             elif self._ask.is_responses:
                 self._owners.note(body, self._target, self._call.identity.name)
@@ -347,7 +348,8 @@ class Exchange:
     def _log_refusal(self, answer: ClientResponse, body: bytes) -> None:
         if log.isEnabledFor(logging.INFO):
             said = printable(body[:500].decode("utf-8", "replace"), 500)
-            log.info("%s answered %d at %s: %s", self._target.engine, answer.status, answer.url, said)
+            # A client's query may hold a key of its own.
+            log.info("%s answered %d at %s: %s", self._target.engine, answer.status, answer.url.with_query(None), said)
 
     async def _relay_after_commit(self, answer: ClientResponse, lease: Lease) -> web.StreamResponse:
         """The status is out as 200: what the engine answers goes on in the form that was begun."""
@@ -390,6 +392,9 @@ class Exchange:
         except (aiohttp.ClientError, ConnectionError) as error:
             raise await self._broken(error) from error
         self._first_byte()
+        if answer.status >= 400:
+            chunk = self._upstream.without_key(chunk)
+            self._log_refusal(answer, chunk)
         seen, is_looking = b"", self._ask.is_responses
         first, before, last = chunk, b"", b""
         copy = Copy(self._question, answer) if self._question is not None else None

@@ -53,7 +53,7 @@ class Extras:
         self._addresses = addresses
 
     async def look(self, call: EdgeCall) -> web.StreamResponse:
-        """POST of one of LOOKING, by model; of a chain, the first target that is in memory."""
+        """llama.cpp's tokenizer by model; of a chain, the first target in memory. Never loads: 409 where none is."""
         with self._recorded(call) as record:
             ask = await understand(call.raw_path, await call.read_body())
             route = await self._naming.route(ask.model, call.identity, self._naming.resident)
@@ -70,7 +70,7 @@ class Extras:
             raise self._not_resident(call.raw_path, targets[0].slot)
 
     async def upstream(self, call: EdgeCall) -> web.StreamResponse:
-        """Any path of an engine, as it is."""
+        """Any path of an engine, as it is. A GET loads nothing."""
         engine, path = call.params["engine"], "/" + call.params["path"]
         with self._recorded(call) as record:
             record.asked = engine if engine in self._upstreams else ""

@@ -65,10 +65,11 @@ class OllamaManagement:
         self._allows_destructive = allows_destructive
 
     async def pull(self, call: EdgeCall) -> web.StreamResponse:
+        """Fetch a model, at the daemon that has it, else the first."""
         return await self._managed(call)
 
     async def destructive(self, call: EdgeCall) -> web.StreamResponse:
-        """create, copy, delete and push."""
+        """Change what a daemon has on disk: only with `allow_destructive_ollama_api`, else 403."""
         self._refuse_unless_allowed(call)
         return await self._managed(call)
 

@@ -162,12 +162,15 @@ class Try(AnyExchange):
 
     async def _look_at_stream(self, answer: ClientResponse, first: FirstEvent) -> None:
         found: Beginning | None = None
+        seen = bytearray()
         while found is None:
             chunk = await self._piece(answer)
-            if not chunk:
-                raise UpstreamFailed(self._target.engine, f"the stream of {self._target.label} ended without an answer")
-            self._seen += chunk
+            if not chunk or len(seen) > WHOLE_BYTES:
+                how = "ended" if not chunk else f"went on for {len(seen)} bytes"
+                raise UpstreamFailed(self._target.engine, f"the stream of {self._target.label} {how} without an answer")
+            seen += chunk
             found = first.feed(chunk)
+        self._seen = bytes(seen)
         if isinstance(found, ErrorSaid):
             self._judge(found.status, found.fields, answer)
 
@@ -176,14 +179,21 @@ class Try(AnyExchange):
         while len(self._seen) <= WHOLE_BYTES and (chunk := await self._piece(answer)):
             self._seen += chunk
             self._stop_clock()
-        if len(self._seen) > ERROR_BYTES or b'"error"' not in self._seen:
+        if is_packed(answer) or not self._ask.answers_json:
             return
-        try:
-            said: Any = json.loads(self._seen)
-        except (ValueError, RecursionError):
-            return
-        if isinstance(said, dict) and (fields := error_said(said)) is not None:
+        said = _object_in(self._seen)
+        if not said:
+            self._go_on_past_nonsense(answer)
+        elif (fields := error_said(said)) is not None:
             self._judge(status_said(fields), fields, answer)
+
+    def _go_on_past_nonsense(self, answer: ClientResponse) -> None:
+        """A 200 with a page, or with nothing: a captive portal, or another server. Raises NoAnswer if that goes on."""
+        failure = Failure("no_answer", "failed", answer.status)
+        weigh(self._verdict, failure)
+        if self.may_go_on(failure):
+            kind = printable(answer.content_type, 60)
+            raise NoAnswer(self._target.engine, f"it answered {answer.status} with {kind} that is no answer", failure)
 
     def _judge(self, status: int, error: Mapping[str, Any], answer: ClientResponse) -> None:
         """Raises NoAnswer if the next target may be asked; else what was said is the client's."""
@@ -204,6 +214,17 @@ class Try(AnyExchange):
     def may_go_on(self, failure: Failure) -> bool:
         repeats = self._chain.alias.retry_unsafe
         return walk.may_go_on(failure, repeatable=self._ask.is_repeatable, retries_unsafe=repeats)
+
+
+def _object_in(body: bytes) -> dict[str, Any] | None:
+    """The JSON object that a body is, or None. Of a large one the beginning tells: errors are short."""
+    if len(body) > ERROR_BYTES:
+        return {"is_large": True} if body.lstrip()[:1] == b"{" else None
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return said if isinstance(said, dict) else None
 
 
 def passed_over(
