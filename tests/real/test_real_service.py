@@ -136,7 +136,8 @@ def test_systemctl_reload_returns_when_the_new_configuration_counts(service: Rou
     service.systemctl("reload", NAME)
     until(lambda: "problems" in last_reload(service) and last_reload(service)["problems"], "it is refused")
     service.ask("other")
-    assert service.show("StatusText") == f"listening on {service.url}"
+    # systemd reads what it is told when it comes to it.
+    until(lambda: service.show("StatusText") == f"listening on {service.url}", "systemd knows that it is over")
     assert service.show("ActiveState") == "active"
     assert (service.pid, service.engine().pid) == (router, engine.pid)
 
