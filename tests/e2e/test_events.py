@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 from engine_server import ok
-from router_kit import CHAT, Client, MakeRouter, RouterUnderTest, chat
+from router_kit import CHAT, Client, MakeRouter, RouterUnderTest, chat, make_config
 
+from enginerouter.config.engines import Profile
 from enginerouter.config.model import ApiKey
 from enginerouter.web import watching
+from enginerouter.web.surface import log_files
 from enginerouter.web.telemetry import Record
 
 KEYS = (ApiKey(name="boss", key="boss", admin=True), ApiKey(name="guest", key="guest", models=("a",)))
@@ -194,6 +196,42 @@ async def test_an_engines_log_is_followed_over_truncation_and_exchange(
         async with asyncio.timeout(5):
             await router.stop()
         assert await client.rest() == (b"", True)
+
+
+async def test_a_log_that_is_followed_goes_on_in_that_of_the_next_profile(
+    make_router: MakeRouter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "LOOK_EVERY_S", 0.005)
+    profiles = {name: Profile(id=name, model=Path(name)) for name in ("p", "q")}
+    engines = {"a": {"profiles": profiles}}
+    router = await make_router(engines)
+    first, second = log_files(make_config(tmp_path, engines))["a"]
+    first.parent.mkdir(parents=True, exist_ok=True)
+    first.write_text("of p\n")
+    async with router.client() as client:
+        await client.send("GET", "/logs?engine=a&follow=1")
+        assert await client.head() == 200
+        assert await client.until(b"\n") == b"of p\n"
+        second.write_text("of q\n")
+        assert await client.until(b"q\n") == f"==> {second.name} <==\nof q\n".encode()
+
+
+async def test_head_watches_nothing_and_followers_are_limited(
+    make_router: MakeRouter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "MAX_WATCHERS", 1)
+    router = await make_router(log_file=tmp_path / "router.log")
+    for path in ("/events", "/logs?follow=1"):
+        async with router.client() as client, asyncio.timeout(5):
+            await client.send("HEAD", path)
+            assert await client.head() == 200
+            await router.until(lambda: len(router.router.telemetry.hub) == 0)
+    async with router.client() as client:
+        await client.send("GET", "/logs?follow=1")
+        assert await client.head() == 200
+        answer = await router.get("/logs?follow=1")
+        assert (answer.status, answer.error["code"]) == (429, "too_many_watchers")
+        assert (await router.get("/logs")).status == 200
 
 
 @pytest.mark.parametrize(

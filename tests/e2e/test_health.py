@@ -15,6 +15,7 @@ from router_kit import MakeRouter, RouterUnderTest, chat
 
 from enginerouter.config.engines import Remote
 from enginerouter.config.model import ApiKey, Health
+from enginerouter.engines import watching as probing
 from enginerouter.errors import StartFailed
 from enginerouter.swap.phases import Phase
 
@@ -102,6 +103,7 @@ async def test_everything_is_healthy_before_anything_has_happened(make_router: M
         "status": "healthy",
         "type": "generic_process",
         "is_resident": False,
+        "needs_operator": False,
         "consecutive_failures": 0,
         "last_error": None,
         "last_check_unix": None,
@@ -109,6 +111,7 @@ async def test_everything_is_healthy_before_anything_has_happened(make_router: M
         "unhealthy_until_unix": None,
         "probes": model,
         "models": {"a": model},
+        "more_models": 0,
     }
     assert (await router.get("/status")).json["health"] == dict.fromkeys(("a", "b", "cloud"), "healthy")
     assert router.a.starts == router.b.starts == 0
@@ -280,7 +283,49 @@ async def test_probes_can_be_switched_off(make_router: MakeRouter, provider: Pro
     assert (provider.probes, gets(router.a.server)) == (0, 0)
 
 
+async def test_one_probe_that_breaks_ends_no_other(
+    make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    really = probing.is_alive
+
+    def breaks(settings: Any, *said: Any, **more: Any) -> bool:
+        if settings.name == "b":
+            raise ZeroDivisionError
+        return really(settings, *said, **more)
+
+    monkeypatch.setattr(probing, "is_alive", breaks)
+    router = await make_router(health=PROBING, together=(("a", "b"),))
+    await router.load("b")
+    await router.load("a")
+    await router.until(lambda: gets(router.a.server) > 5)
+    assert "the probe of b failed in an unexpected way" in caplog.text
+
+
 # --- requests
+
+
+async def test_a_refused_key_is_unhealthy_and_asks_for_the_operator(make_router: MakeRouter, provider: Probed) -> None:
+    """A second model that nobody has called must not hide it."""
+    router = await make_router((), http=[cloud(provider, served_models=("big", "small"))])
+    provider.answer = say({"error": {"message": "no such key"}}, 401)
+    assert (await router.ask(chat("big"))).status >= 400
+    seen = await health_of(router, "cloud")
+    assert (seen["status"], seen["needs_operator"]) == ("unhealthy", True)
+    assert await metric(router, 'provider_healthy{provider="cloud"}') == "0"
+    assert await metric(router, 'provider_needs_operator{provider="cloud"}') == "1"
+    provider.answer = None
+    assert (await router.ask(chat("small"))).status == 200
+    assert (await health_of(router, "cloud"))["status"] == "degraded", "a part of it is served"
+
+
+async def test_names_that_clients_make_up_do_not_fill_what_is_shown(make_router: MakeRouter, provider: Probed) -> None:
+    router = await make_router((), http=[cloud(provider)])
+    provider.answer = FAILING
+    for number in range(25):
+        await router.ask(chat(f"cloud/made-{number}"))
+    seen = await health_of(router, "cloud")
+    assert (len(seen["models"]), seen["more_models"]) == (21, 5)
+    assert "big" in seen["models"]
 
 
 async def test_a_provider_whose_chats_fail_is_passed_over_though_its_probes_are_green(

@@ -102,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_general(to: argparse.ArgumentParser, *, is_top: bool) -> None:
-    """The options of every command. After one they are not listed, and a default would undo what was said before it."""
+    """The options of every command. After one they are not listed, and have no default: it would undo what was said."""
 
     def told(text: str) -> str:
         return text if is_top else argparse.SUPPRESS

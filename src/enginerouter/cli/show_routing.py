@@ -34,11 +34,15 @@ def health(found: Mapping[str, Any]) -> list[str]:
                 left = circuit.get("retry_after_s")
                 why = circuit.get("last_error") or ""
                 rows.append((f"{name}/{model}", circuit.get("circuit"), tried, seconds(left) if left else "", why))
+        if more := engine.get("more_models"):
+            rows.append((f"{name}: {more} more", "", "", "", ""))
     return [str(found.get("status")), "", *table(rows, ("TARGET", "STATE", "LAST 60 S", "TRIED IN", "SAID"))]
 
 
 def _standing(engine: Mapping[str, Any]) -> str:
-    return f"{engine.get('status')}, key refused" if engine.get("key_refused") else str(engine.get("status"))
+    return (
+        f"{engine.get('status')}, key or credit refused" if engine.get("needs_operator") else str(engine.get("status"))
+    )
 
 
 def explain(found: Mapping[str, Any]) -> list[str]:

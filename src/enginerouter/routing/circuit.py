@@ -18,7 +18,8 @@ class Circuit:
 
     `state`: `half_open` when a trial is due or under way, `cooling` in a cool-down. `opened_by`: whose verdicts opened
     it, "" while it is closed. `failures` in a row. `retry_after_s`: until a call is let through; 0 = now, as a trial;
-    None while closed. `ok` and `failed` are the outcomes of the last 60 s.
+    None while closed. `ok` and `failed` are the outcomes of the last 60 s; `is_used`: there ever was one.
+    `needs_operator`: it is passed over for our key or credit, which no wait mends.
     """
 
     state: State = "closed"
@@ -28,6 +29,8 @@ class Circuit:
     retry_after_s: float | None = None
     ok: int = 0
     failed: int = 0
+    is_used: bool = False
+    needs_operator: bool = False
 
     @property
     def is_passed_over(self) -> bool:
@@ -64,6 +67,11 @@ class Window:
         if not self._seconds or self._seconds[-1][0] != second:
             self._seconds.append([second, 0, 0])
         self._seconds[-1][1 if is_ok else 2] += 1
+
+    @property
+    def is_used(self) -> bool:
+        """Whether there ever was an outcome."""
+        return bool(self._seconds)
 
     def counts(self, now: float) -> tuple[int, int]:
         """(good, bad)."""

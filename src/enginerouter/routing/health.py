@@ -41,6 +41,7 @@ class _Watched:
     window: Window = field(default_factory=Window)
     cause: weakref.ref[RouterError] | None = None
     is_forgotten: bool = False
+    needs_operator: bool = False
 
 
 class _Part:
@@ -226,7 +227,15 @@ class Health:
         ok, failed = watched.window.counts(now)
         opened_by: OpenedBy = "" if seen.open_until is None else "probes" if model is None else "calls"
         return Circuit(
-            breaker.state(seen, now), opened_by, seen.failures, seen.reason, breaker.trial_in_s(seen, now), ok, failed
+            breaker.state(seen, now),
+            opened_by,
+            seen.failures,
+            seen.reason,
+            breaker.trial_in_s(seen, now),
+            ok,
+            failed,
+            watched.window.is_used,
+            watched.needs_operator,
         )
 
     def retry_after_s(self, targets: Iterable[tuple[str, str]]) -> float | None:
@@ -281,6 +290,7 @@ class Health:
         before, watched.breaker = watched.breaker, after
         if watched.is_forgotten or after.open_until == before.open_until:
             return
+        watched.needs_operator = needs_operator and after.open_until is not None
         engine, model = watched.engine, watched.model
         if after.open_until is None:
             self._tell(Transition(engine, model, "closed", reason))

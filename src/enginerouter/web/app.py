@@ -152,7 +152,12 @@ class Router:
         self.telemetry.watch(self.coordinator)
         self.telemetry.watch_memory(self.memory)
         self.telemetry.watch_cache(lambda: self._surface.cache)
-        watch_health(self.registry, self.health, lambda: self._surface.view.values())
+        watch_health(
+            self.registry,
+            self.health,
+            lambda: self._surface.view.values(),
+            lambda: self._surface.view.refusals(),
+        )
         self.telemetry.listeners.append(self._slot_moved)
         self.telemetry.listeners.append(self._prober.slot_moved)
         server = GuardedServer(self._edge.handle)

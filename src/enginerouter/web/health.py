@@ -1,8 +1,8 @@
 """How the engines are, for people, programs and `/metrics`: what `routing.health` and the last probes know.
 
-An engine is `unhealthy` when nothing of it is served: its probes or the calls of all its models opened the circuit, or
-it may not be started. It is `degraded` while part of it is passed over, cooling down or on trial. A stopped engine that
-can be started is healthy. A remote engine without its key is `unconfigured`.
+An engine is `unhealthy` when nothing of it is served: its probes opened the circuit, all its models that were called
+are passed over, or it may not be started. It is `degraded` while part of it is passed over, cooling down or on trial. A
+stopped engine that can be started is healthy. A remote engine without its key is `unconfigured`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from enginerouter.web.keys import Identity
 from enginerouter.web.naming import Naming, anything
 from enginerouter.web.prober import BackgroundProber
 
+# Of the names at an engine that no configuration and no list of its own knows.
+MOST_UNDECLARED = 20
+
 Standing = Literal["healthy", "degraded", "unhealthy", "unconfigured"]
 VALUES: Mapping[Standing, float] = {"healthy": 1.0, "degraded": 0.5, "unhealthy": 0.0}
 
@@ -34,8 +37,11 @@ def standing_of(circuits: Mapping[str | None, Circuit], *, is_stopped: bool, may
     """From its circuits (None: the one that probes open), and whether it is stopped and may be started."""
     if is_stopped and not may_start:
         return "unhealthy"
-    models = [c for model, c in circuits.items() if model is not None]
-    is_down = circuits.get(None, Circuit()).state == "open" or (bool(models) and all(c.state == "open" for c in models))
+    # A model that nobody has called tells nothing.
+    called = [c for model, c in circuits.items() if model is not None and (c.is_used or c.state != "closed")]
+    is_down = circuits.get(None, Circuit()).state == "open" or (
+        bool(called) and all(c.state in ("open", "cooling") for c in called)
+    )
     if is_down and not is_stopped:
         return "unhealthy"
     return "healthy" if all(c.state == "closed" for c in circuits.values()) else "degraded"
@@ -87,28 +93,38 @@ class HealthView:
         shown = {m: c for m, c in circuits.items() if m is None or may_know(name, m, identity)}
         worst = max(shown.values(), key=lambda c: (c.state != "closed", c.failures), default=Circuit())
         standing, seen = self._standing(name, known), self._prober.seen.get(name)
+        left_out = self._left_out(name, shown)
         waits = [c.retry_after_s for c in shown.values() if c.retry_after_s is not None]
         return {
             "status": standing,
             "type": self._settings[name].type,
             "is_resident": self._is_up(name),
+            "needs_operator": any(c.needs_operator for c in circuits.values()),
             "consecutive_failures": worst.failures,
             "last_error": worst.reason or None if identity.is_admin else None,
             "last_check_unix": _unix(seen.at, now) if seen is not None else None,
             "last_check": seen.saw if seen is not None and identity.is_admin else None,
             "unhealthy_until_unix": _unix(now + min(waits), now) if standing == "unhealthy" and waits else None,
             "probes": _shown(shown.get(None, Circuit()), identity),
-            "models": {m: _shown(c, identity) for m, c in shown.items() if m is not None},
+            "models": {m: _shown(c, identity) for m, c in shown.items() if m is not None and m not in left_out},
+            "more_models": len(left_out),
         }
 
     def _with_declared(self, name: str, known: Mapping[str | None, Circuit]) -> dict[str | None, Circuit]:
-        """What there is to tell, and the models of the configuration of which there is nothing.
-
-        Names that clients made up, and that came to nothing, are left out.
-        """
-        told = {m: c for m, c in known.items() if m is None or c != Circuit()}
-        declared = (m for s in self._slots(name) for m in self._naming.directory.models_of(s.id, anything))
+        """The declared models, and of others what there is to tell of the last minute, or keeps them away now."""
+        declared = self._declared(name)
+        told = {m: c for m, c in known.items() if m is None or m in declared or c.ok or c.failed or c.retry_after_s}
         return {**{m: Circuit() for m in declared}, **told}
+
+    def _declared(self, name: str) -> dict[str, None]:
+        return {m: None for s in self._slots(name) for m in self._naming.directory.models_of(s.id, anything)}
+
+    def _left_out(self, name: str, shown: Mapping[str | None, Circuit]) -> set[str | None]:
+        """A client may name thousands of models at a provider: those that are too many to show, the worst shown."""
+        declared = self._declared(name)
+        others = [m for m in shown if m is not None and m not in declared]
+        others.sort(key=lambda m: (shown[m].state == "closed", -shown[m].failures))
+        return set(others[MOST_UNDECLARED:])
 
     def _standing(self, name: str, known: Mapping[str | None, Circuit]) -> Standing:
         if self._settings[name].unconfigured:
@@ -141,9 +157,20 @@ class HealthView:
         standings = {name: self._standing(name, snapshot.get(name, {})) for name in self._settings}
         return {(name,): VALUES[s] for name, s in standings.items() if s != "unconfigured"}
 
+    def refusals(self) -> dict[Labels, float]:
+        """Which engines refuse our key, or want credit."""
+        snapshot = self._health.snapshot()
+        names = [name for name, settings in self._settings.items() if not settings.unconfigured]
+        return {(n,): float(any(c.needs_operator for c in snapshot.get(n, {}).values())) for n in names}
 
-def watch_health(registry: Registry, health: Health, values: Callable[[], dict[Labels, float]]) -> None:
-    """The metrics of health; `values` are those of the view of the moment (`HealthView.values`)."""
+
+def watch_health(
+    registry: Registry,
+    health: Health,
+    values: Callable[[], dict[Labels, float]],
+    refusals: Callable[[], dict[Labels, float]],
+) -> None:
+    """The metrics of health; `values` and `refusals` are those of the view of the moment."""
     moves = registry.counter(
         "health_transitions_total", "Circuits that opened, cooled down or closed.", ("provider", "to")
     )
@@ -152,6 +179,13 @@ def watch_health(registry: Registry, health: Health, values: Callable[[], dict[L
         "1 healthy; 0.5 partly passed over, cooling down or on trial; 0 nothing of it is served.",
         ("provider",),
         read=values,
+    )
+
+    registry.gauge(
+        "provider_needs_operator",
+        "1 while a provider refuses the key that is configured, or wants credit: no wait mends it.",
+        ("provider",),
+        read=refusals,
     )
 
     def count(moved: Transition) -> None:

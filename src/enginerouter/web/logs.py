@@ -189,3 +189,35 @@ class LogTail:
         except FileNotFoundError:
             return b""
         return added
+
+
+class Followed:
+    """The log of an engine as it grows: one file, or one for each of its profiles. Blocks: for a thread."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._tails = {path: LogTail(path) for path in files}
+        self._current: Path | None = None
+
+    def last(self, lines: int) -> bytes:
+        """The last lines of the file that was written last."""
+        self._current = max(self._tails, key=_written_at)
+        ends = {path: tail.last(lines if path == self._current else 0) for path, tail in self._tails.items()}
+        return ends[self._current]
+
+    def more(self) -> bytes:
+        """What was added since, to any of them; another file than before is named, as `tail -f` does."""
+        added = []
+        for path, tail in self._tails.items():
+            if text := tail.more():
+                if path != self._current:
+                    self._current = path
+                    added.append(f"==> {path.name} <==\n".encode())
+                added.append(text)
+        return b"".join(added)
+
+
+def _written_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -8,6 +8,7 @@ closes by itself.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.model import Slot
 from enginerouter.swap.phases import Phase
 from enginerouter.tasks import TaskGroup
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,10 @@ class BackgroundProber:
         while True:
             began_at = time.monotonic()
             names = [name for name in self._settings if name in self._engines]
-            await asyncio.gather(*(self._probe(name) for name in names))
+            said = await asyncio.gather(*(self._probe(name) for name in names), return_exceptions=True)
+            for name, error in zip(names, said, strict=True):
+                if isinstance(error, Exception):  # of one engine: the others are probed all the same
+                    log.error("the probe of %s failed in an unexpected way", name, exc_info=error)
             await asyncio.sleep(max(0.0, began_at + self._rules.probe_interval_s - time.monotonic()))
 
     async def _probe(self, engine: str) -> None:

@@ -17,7 +17,7 @@ from enginerouter.errors import BadRequest, NotFound, QueueFull, printable
 from enginerouter.web.edge import EdgeCall
 from enginerouter.web.hub import Event, EventHub
 from enginerouter.web.keys import Identity
-from enginerouter.web.logs import LogTail
+from enginerouter.web.logs import Followed
 from enginerouter.web.naming import Naming
 
 SNAPSHOT_EVERY_S = 1.0
@@ -56,12 +56,15 @@ class Watching:
         self._naming = naming
         self._snapshot = snapshot
         self._log_files = log_files
+        self._followers = 0
 
     async def events(self, call: EdgeCall) -> web.StreamResponse:
         """A stream (SSE): `status` once a second; `phase`, `swap` and `request` as they happen."""
         if len(self._hub) >= MAX_WATCHERS:
             raise TooManyWatchers(f"{MAX_WATCHERS} clients read /events already; close one", retry_after_s=5)
         response = web.StreamResponse(headers=SSE_HEADERS)
+        if call.request.method == "HEAD":
+            return await _head(call, response)
         with self._hub.subscribe(lambda event: self._may_see(event, call.identity)) as subscription:
             await response.prepare(call.request)
             await response.write(_frame(Event("status", await self._snapshot(call.identity))))
@@ -93,16 +96,25 @@ class Watching:
         query = dict(parse_qsl(call.raw_query, keep_blank_values=True))
         if unknown := sorted(query.keys() - {"engine", "lines", "follow"}):
             raise BadRequest(f"{printable(unknown[0])!r} is not known here; there are: engine, lines, follow")
-        tail = LogTail(await asyncio.to_thread(_newest, self._files_of(query.get("engine", ""))))
+        files, lines = self._files_of(query.get("engine", "")), _lines(query.get("lines"))
         follows = query.get("follow", "0").lower() in ("1", "true", "yes", "")
         response = web.StreamResponse(headers=TEXT_HEADERS)
-        text = await asyncio.to_thread(tail.last, _lines(query.get("lines")))
-        await response.prepare(call.request)
-        await response.write(text)
-        while follows and not self._hub.is_closed:
-            await asyncio.sleep(LOOK_EVERY_S)
-            if more := await asyncio.to_thread(tail.more):
-                await response.write(more)
+        if call.request.method == "HEAD":
+            return await _head(call, response)
+        if follows and self._followers >= MAX_WATCHERS:
+            raise TooManyWatchers(f"{MAX_WATCHERS} clients follow /logs already; close one", retry_after_s=5)
+        self._followers += follows
+        try:
+            followed = Followed(files)
+            text = await asyncio.to_thread(followed.last, lines)
+            await response.prepare(call.request)
+            await response.write(text)
+            while follows and not self._hub.is_closed:
+                await asyncio.sleep(LOOK_EVERY_S)
+                if more := await asyncio.to_thread(followed.more):
+                    await response.write(more)
+        finally:
+            self._followers -= follows
         await response.write_eof()
         return response
 
@@ -119,16 +131,11 @@ class Watching:
         return self._log_files[engine]
 
 
-def _newest(files: Sequence[Path]) -> Path:
-    """Of an engine with profiles: the one that was written last."""
-
-    def written(path: Path) -> float:
-        try:
-            return path.stat().st_mtime
-        except OSError:
-            return 0.0
-
-    return max(files, key=written)
+async def _head(call: EdgeCall, response: web.StreamResponse) -> web.StreamResponse:
+    """HEAD asks what there would be, and watches nothing."""
+    await response.prepare(call.request)
+    await response.write_eof()
+    return response
 
 
 def _lines(said: str | None) -> int:

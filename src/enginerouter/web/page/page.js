@@ -6,6 +6,11 @@ const KEPT_REQUESTS = 50;
 const KEPT_SWAPS = 12;
 const STEPS = ["draining", "freeing", "settling", "starting"];
 const BUSY = new Set(STEPS);
+const HEALTH = {
+  degraded: "a part of it is passed over: routerctl health",
+  unhealthy: "nothing of it is served: routerctl health says why",
+  unconfigured: "its key is not set",
+};
 
 const $ = (id) => document.getElementById(id);
 const points = [];
@@ -108,13 +113,13 @@ function showStatus(status) {
     $("banner").textContent = `Memory ${free} for ${status.hold.owner}`;
   }
   showMemory(status.memory);
-  keyed($("engines"), status.slots.map(cardOf), (card) => card.slot, buildCard);
+  keyed($("engines"), status.slots.map((slot) => cardOf(slot, status.health)), (card) => card.slot, buildCard);
   const waiting = status.slots.filter((slot) => slot.queued);
   keyed($("queue"), waiting.length ? waiting.map(waitOf) : [null], (wait) => wait?.slot ?? "", buildWait);
 }
 
 // What a card shows, and no more: figures that change each second would rebuild it each second.
-function cardOf(slot) {
+function cardOf(slot, health) {
   const facts = [];
   if (slot.in_flight) facts.push(`${slot.in_flight} in flight`);
   if (slot.queued) facts.push(`${slot.queued} waiting`);
@@ -122,7 +127,9 @@ function cardOf(slot) {
   if (slot.phase === "cold" && slot.learned?.start_s) facts.push(`starts in about ${seconds(slot.learned.start_s)}`);
   if (slot.learned?.held_bytes) facts.push(`holds ${gib(slot.learned.held_bytes)}`);
   const circuit = slot.start_circuit;
+  const standing = health[slot.engine] ?? "healthy";
   return {
+    health: standing === "healthy" ? "" : standing, isRemote: slot.is_remote,
     slot: slot.slot, engine: slot.engine, models: slot.models, phase: slot.phase, facts: facts.join(" · "),
     problem: circuit ? `${circuit.failures} failed ${circuit.failures === 1 ? "start" : "starts"}${circuit.reason ? `: ${circuit.reason}` : ""}` : "",
     may: mayControl,
@@ -138,27 +145,29 @@ function buildCard(card) {
   load.addEventListener("click", () => command("admin/swap?wait=0", target, `Loading ${card.slot} …`));
   const unload = element("button", "", "Unload");
   unload.dataset.action = "unload";
-  unload.disabled = !card.may || card.phase !== "ready";
+  unload.disabled = !card.may || card.phase !== "ready" || card.isRemote;
   unload.setAttribute("aria-label", `Unload ${card.slot}`);
   unload.addEventListener("click", () => command("admin/unload", target, `Unloading ${card.slot} …`));
   const models = card.models.filter((model) => model !== card.slot).join(", ");
   return element(
-    "li", `card ${card.phase}`,
-    element("p", "name", element("span", "", card.slot), element("span", "phase", card.phase)),
+    "li", `card ${card.phase} ${card.health}`,
+    element("p", "name", element("span", "", card.slot), element("span", "phase", [card.phase, card.health].filter(Boolean).join(", "))),
     element("p", "facts", [models, card.facts].filter(Boolean).join(" · ")),
     card.problem ? element("p", "problem", card.problem) : null,
+    card.health ? element("p", "problem", HEALTH[card.health] ?? "") : null,
     element("p", "buttons", load, unload),
   );
 }
 
 function waitOf(slot) {
-  return { slot: slot.slot, queued: slot.queued, eta: slot.eta_s === null ? "" : seconds(Math.ceil(slot.eta_s)) };
+  return { slot: slot.slot, queued: slot.queued, waiters: slot.waiters ?? [], eta: slot.eta_s === null ? "" : seconds(Math.ceil(slot.eta_s)) };
 }
 
 function buildWait(wait) {
   if (!wait) return element("li", "quiet", "Nobody waits.");
   const eta = wait.eta ? `, ready in about ${wait.eta}` : "";
-  return element("li", "", `${wait.queued} for ${wait.slot}${eta}`);
+  const who = wait.waiters.length ? `: ${wait.waiters.join(", ")}` : "";
+  return element("li", "", `${wait.queued} for ${wait.slot}${eta}${who}`);
 }
 
 function showMemory(memory) {
@@ -168,6 +177,7 @@ function showMemory(memory) {
   if (now === null) return;
   points.push({ at: Date.now(), bytes: now });
   if (points.length > KEPT_POINTS) points.shift();
+  while (marks.length && marks[0] < points[0].at) marks.shift();
   const [first, last] = [points[0].at, points.at(-1).at];
   const top = Math.max(...points.map((p) => p.bytes)) * 1.05 || 1;
   const x = (at) => (last === first ? 600 : ((at - first) / (last - first)) * 600);
@@ -214,20 +224,27 @@ function buildSwap(swap) {
   );
 }
 
+// On a phone a row is a small card, and each cell says what it is.
+function cell(name, className, text) {
+  const made = element("td", className, text);
+  made.dataset.name = name;
+  return made;
+}
+
 function buildRequest(request) {
   const failed = request.status >= 400;
-  const status = element("td", failed ? "bad" : "", String(request.status));
-  if (request.error) status.title = request.error;
+  const status = cell("Status", failed ? "bad" : "", String(request.status));
+  if (request.error) status.append(element("span", "why", request.error));
   return element(
     "tr", "",
-    element("td", "", clock(request.at)),
-    element("td", "", request.model || "–"),
-    element("td", "", request.target || "–"),
+    cell("Time", "", clock(request.at)),
+    cell("Model", "", request.model || "–"),
+    cell("Served by", "", request.target || "–"),
     status,
-    element("td", "number", request.queue_ms ? ms(request.queue_ms) : ""),
-    element("td", "number", ms(request.first_byte_ms)),
-    element("td", "number", ms(request.total_ms)),
-    element("td", "number", request.tok_s ? String(request.tok_s) : ""),
+    cell("Waited", "number", request.queue_ms ? ms(request.queue_ms) : ""),
+    cell("First byte", "number", ms(request.first_byte_ms)),
+    cell("Total", "number", ms(request.total_ms)),
+    cell("tok/s", "number", request.tok_s ? String(request.tok_s) : ""),
   );
 }
 
@@ -237,7 +254,9 @@ const on = {
   swap(swap) {
     swaps.unshift(swap);
     swaps.length = Math.min(swaps.length, KEPT_SWAPS);
-    marks.push(swap.at * 1000);
+    // A swap that is remembered comes again with each connection.
+    const at = swap.at * 1000;
+    if (points.length && at >= points[0].at && !marks.includes(at)) marks.push(at);
     keyed($("swaps"), swaps, (s) => `${s.at} ${s.target}`, buildSwap);
   },
   request(request) {
