@@ -27,8 +27,9 @@ JOURNALD = Path("/usr/lib/systemd/systemd-journald")
 JOURNAL_SOCKET = Path("/run/systemd/journal/stdout")
 BOOTED = Path("/run/systemd/system")
 GROUP = "user.slice/user-0.slice/user@0.service"
-# Whoever holds it has the group: a second manager in it would end with the first one.
-TURN = Path(tempfile.gettempdir()) / "enginerouter-tests-user-manager.lock"
+# Whoever holds it has the group: a second manager in it would end with the first one. One per machine, as the group is,
+# whatever TMPDIR says.
+TURN = Path("/run/enginerouter-tests-user-manager.lock")
 FAKE_ENGINE = Path(__file__).parent / "engines/scripts/fake_engine.py"
 
 
