@@ -25,7 +25,6 @@ from enginerouter.swap.model import Slot
 from enginerouter.swap.phases import Phase
 from enginerouter.tasks import TaskGroup
 
-
 log = logging.getLogger(__name__)
 
 
