@@ -579,6 +579,14 @@ async def explained(router: RouterUnderTest) -> dict[str, str | None]:
     return {t["target"]: t["passed_over"] for t in said["targets"]} | {"served by": said["served_by"]}
 
 
+async def test_a_flood_of_comments_is_no_answer(make_router: MakeRouter) -> None:
+    router = await make_router(aliases={"best": {"chain": ("a", "b")}})
+    router.engines["a"].server.script = [SSE_HEAD, *[chunk(b":" + b"x" * 65_536 + b"\n\n")] * 40, asyncio.Event()]
+    async with asyncio.timeout(5):
+        answer = await router.ask(chat("best", stream=True))
+    assert answer.header("X-EngineRouter-Resolved") == "b/b"
+
+
 async def test_explain_knows_what_the_queue_refuses(make_router: MakeRouter) -> None:
     """A start circuit that is open, and memory that is held: the walk goes past both."""
     router = await make_router(aliases={"best": {"chain": ("a", "b")}})

@@ -169,6 +169,9 @@ class Try(Exchange):
                 raise UpstreamFailed(self._target.engine, f"the stream of {self._target.label} ended without an answer")
             self._seen += chunk
             found = first.feed(chunk)
+            if found is None and len(self._seen) > WHOLE_BYTES:  # a flood of comments
+                size = f"{len(self._seen)} bytes without an answer"
+                raise UpstreamFailed(self._target.engine, f"the stream of {self._target.label} has sent {size}")
         if isinstance(found, ErrorSaid):
             self._judge(found.status, found.fields, answer)
 
