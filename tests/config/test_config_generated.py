@@ -114,6 +114,15 @@ def test_check_says_ok_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert said == "OK (2 model(s), engines: [llama, coder])"
 
 
+def test_check_counts_the_models_of_engines_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two that one serves, and an engine that serves its own name."""
+    process = "{type: generic_process, start_cmd: ['true', '{port}']"
+    path = tmp_path / "config.yaml"
+    path.write_text(f"engines:\n  a: {process}, served_models: [x, y]}}\n  b: {process}}}\n")
+    assert check(path) == 0
+    assert "OK (3 model(s), engines: [a, b])" in capsys.readouterr().out
+
+
 def test_check_tells_every_problem_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("port: abc\nhots: x\n")

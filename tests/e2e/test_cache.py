@@ -200,7 +200,7 @@ async def test_an_answer_too_large_for_the_cache_passes_and_is_not_kept(make_rou
 
 async def test_a_large_answer_is_kept_once_it_was_looked_at(make_router: MakeRouter) -> None:
     router = await vectors(make_router)
-    large = json.dumps({"data": "x" * 1_500_000}).encode()
+    large = json.dumps({"data": ["x" * 1_500_000]}).encode()
     router.engines["a"].server.script = ok(large)
     async with asyncio.timeout(5):
         while (answer := await router.ask(embed(), path=EMBED)).header("x-enginerouter-cache") != "hit":

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import re
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from router_kit import MakeRouter, RouterUnderTest, chat, sdk_of
 
 from enginerouter.config.model import ApiKey, Health
 from enginerouter.errors import StartFailed
+from enginerouter.swap.circuit import StartCircuit
 from enginerouter.swap.phases import Phase
 
 
@@ -578,6 +580,30 @@ async def test_naming_a_permitted_chain_grants_its_targets_and_no_more(make_rout
 async def explained(router: RouterUnderTest) -> dict[str, str | None]:
     said = (await router.ask(chat("best"), path="/admin/explain")).json
     return {t["target"]: t["passed_over"] for t in said["targets"]} | {"served by": said["served_by"]}
+
+
+async def test_a_flood_of_comments_is_no_answer(make_router: MakeRouter) -> None:
+    router = await make_router(aliases={"best": {"chain": ("a", "b")}})
+    router.engines["a"].server.script = [SSE_HEAD, *[chunk(b":" + b"x" * 65_536 + b"\n\n")] * 40, asyncio.Event()]
+    async with asyncio.timeout(5):
+        answer = await router.ask(chat("best", stream=True))
+    assert answer.header("X-EngineRouter-Resolved") == "b/b"
+
+
+async def test_explain_knows_what_the_queue_refuses(make_router: MakeRouter) -> None:
+    """A start circuit that is open, and memory that is held: the walk goes past both."""
+    router = await make_router(aliases={"best": {"chain": ("a", "b")}})
+    await router.load("b")
+    slot = next(s for s in router.router.coordinator.slots.values() if s.id.engine == "a")
+    slot.circuit = StartCircuit(failures=3, open_until=time.monotonic() + 60, reason="it broke")
+    said = (await router.ask(chat("best"), path="/admin/explain")).json
+    assert (said["served_by"], said["targets"][0]["refused"]["code"]) == ("b/b", "start_circuit_open")
+    assert (await router.ask(chat("best"))).header("X-EngineRouter-Resolved") == "b/b"
+    slot.circuit = StartCircuit()
+    assert (await router.ask(b'{"owner": "comfyui"}', path="/admin/hold")).status == 200
+    said = (await router.ask(chat("a"), path="/admin/explain")).json
+    assert (said["served_by"], said["targets"][0]["refused"]["code"]) == (None, "held")
+    assert (await router.ask(chat("a"))).status == 503
 
 
 async def test_explain_says_of_every_target_what_a_walk_would_do_and_does_nothing(

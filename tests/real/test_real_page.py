@@ -91,6 +91,18 @@ def test_requests_appear_and_are_still_there_after_a_reload_of_the_page(start: S
     page.wait_for_selector("#requests tr")
 
 
+def test_a_provider_that_is_passed_over_is_not_green_and_cannot_be_unloaded(start: Start, page: Any) -> None:
+    """Nothing listens where it should be."""
+    cloud = {"type": "remote", "base_url": "http://127.0.0.1:9/v1", "api_key": "k", "served_models": ["big"]}
+    router = start(engines("llama") | {"cloud": cloud}, aliases={"best": {"chain": ["big", "llama"]}})
+    open_page(page, router)
+    for _ in range(3):
+        router.ask("best")
+    page.wait_for_selector('#engines > li.unhealthy[data-key="cloud"]')
+    assert "nothing of it is served" in page.locator('#engines > li[data-key="cloud"]').inner_text()
+    assert page.get_by_role("button", name="Unload cloud", exact=True).is_disabled()
+
+
 def test_all_can_be_done_by_keyboard_and_the_focus_stays(start: Start, page: Any) -> None:
     router = start(engines("llama"))
     open_page(page, router)
@@ -167,6 +179,12 @@ def test_it_fits_a_phone_and_a_desktop_dark_and_light(
     page.wait_for_timeout(2500)
     overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     assert overflow == 0, "nothing sticks out"
+    hidden = page.evaluate(
+        "[...document.querySelectorAll('#requests td')].filter(td => td.textContent"
+        " && td.getBoundingClientRect().right > document.documentElement.clientWidth).length"
+    )
+    assert hidden == 0, "of a request all is seen"
+    assert "start_failed" in page.locator("#requests").inner_text()
     small = page.evaluate(
         "[...document.querySelectorAll('button')].filter(b => b.offsetHeight && b.offsetHeight < 32).length"
     )

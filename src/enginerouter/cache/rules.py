@@ -23,9 +23,16 @@ VECTORS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "/api/embeddings": ("prompt", "input"),
     }
 )
+<<<<<<< HEAD
 # Path → what must not be empty, where the temperature is, and whether an answer is streamed unless the request says
 # otherwise.
 CHATS: Mapping[str, tuple[str, str | None, bool]] = MappingProxyType(
+=======
+# Where the answers to these have what was asked for, in the words of all dialects.
+RESULTS = ("data", "results", "embeddings", "embedding")
+# Path → where the temperature is, and whether an answer is streamed unless the request says otherwise.
+CHATS: Mapping[str, tuple[str | None, bool]] = MappingProxyType(
+>>>>>>> f7
     {
         "/v1/chat/completions": ("messages", None, False),
         "/v1/messages": ("messages", None, False),
@@ -95,7 +102,9 @@ def is_worth_keeping(path: str, content_type: str, body: bytes) -> bool:
         return bool(said) and path in VECTORS  # some rerankers answer with a bare list
     if not isinstance(said, dict) or said.get("error"):
         return False
-    return path in VECTORS or _has_whole_end(said)
+    if path in VECTORS:  # an empty list, and a word of why there is none, would be kept for as long as the real answer
+        return any(isinstance(said.get(name), list) and said[name] for name in RESULTS)
+    return _has_whole_end(said)
 
 
 def _has_whole_end(said: Mapping[str, Any]) -> bool:

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from enginerouter.config.engines import GenericProcess
 from enginerouter.config.load import load
+from enginerouter.config.model import Config
 from enginerouter.config.schema import schema_text
 from enginerouter.errors import ConfigError, Problem
 from enginerouter.swap.held import gib
@@ -34,8 +36,20 @@ def check(path: Path) -> int:
         print("\n".join(f"config error: {problem}" for problem in error.problems), file=sys.stderr)
         return 1
     print(memory)
-    print(f"OK ({len(config.models)} model(s), engines: [{', '.join(config.engines)}])")
+    print(f"OK ({_count_models(config)} model(s), engines: [{', '.join(config.engines)}])")
     return 0
+
+
+def _count_models(config: Config) -> int:
+    """Those that the configuration names. An engine of which it names none serves its own name."""
+    names = {(model.engine, model.id) for model in config.models}
+    for engine in config.engines.values():
+        profiles = engine.profiles if isinstance(engine, GenericProcess) else ()
+        own = {(engine.name, name) for name in (*engine.served_models, *profiles)}
+        if not own and not any(model.engine == engine.name for model in config.models):
+            own = {(engine.name, engine.name)}
+        names |= own
+    return len(names)
 
 
 def _warn(warnings: Iterable[Problem]) -> None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 
 from enginerouter.engines.base import Engine, Found, Sleeper
-from enginerouter.errors import FreeFailed, NoLongerConfigured, ShuttingDown
+from enginerouter.errors import FreeFailed, NoLongerConfigured, RouterError, ShuttingDown
 from enginerouter.slots import SlotId
 from enginerouter.swap import circuit, eta, lookout, outside, policy, words
 from enginerouter.swap.board import Board
@@ -23,7 +23,7 @@ from enginerouter.swap.dispatch import Dispatcher
 from enginerouter.swap.eviction import CannotFit, plan_eviction
 from enginerouter.swap.hold import Hold
 from enginerouter.swap.holding import Holding
-from enginerouter.swap.leases import Leases
+from enginerouter.swap.leases import Leases, refusal
 from enginerouter.swap.memory import MemorySource
 from enginerouter.swap.model import Lane, Learned, Observer, Rules, Slot, SlotSpec
 from enginerouter.swap.phases import Event, Phase
@@ -350,6 +350,10 @@ class Coordinator:
             return [other.id for other in policy.in_the_way(slot, lane, self._board.rules)]
         except CannotFit as blocked:
             raise words.pinned(slot, blocked.pinned) from blocked
+
+    def refusal_of(self, slot_id: SlotId) -> RouterError | None:
+        """Why a request could not even wait for this slot now. Changes nothing."""
+        return refusal(*self._at(slot_id), self._now())
 
     def known_eta_s(self, slot_id: SlotId) -> float | None:
         """Seconds until a slot may be expected to serve; None where nothing was measured yet."""

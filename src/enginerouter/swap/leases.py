@@ -90,12 +90,10 @@ class Leases:
         lane = board.lane_of(slot)
         if board.is_closing:
             raise ShuttingDown("the router is shutting down; try again shortly", retry_after_s=5)
-        if (hold := lane.hold) is not None and hold.mode == "refuse" and not hold.is_over(now):
-            raise hold.refusal(now)
+        if (refused := refusal(slot, lane, now, is_explicit=is_explicit)) is not None:
+            raise refused
         if is_explicit:
             slot.circuit = circuit.CLOSED
-        elif may_not_start(slot, now):
-            raise words.circuit_open(slot, now)
         elif board.queued >= board.rules.max_queued:
             raise QueueFull(
                 f"{board.queued} requests are waiting already (max_queued_requests); try again later",
@@ -187,6 +185,13 @@ class Leases:
         limit = self._board.rules.queue_timeout_s
         waiting = [s for s in lane.slots.values() if s.queue and not is_under_way(s, lane)]
         return [min(t.arrived_at for t in s.queue) + limit for s in waiting]
+
+
+def refusal(slot: Slot, lane: Lane, now: float, *, is_explicit: bool = False) -> RouterError | None:
+    """Why nobody may wait for a slot now: a hold, or (but for an operator's word) its start circuit."""
+    if (hold := lane.hold) is not None and hold.mode == "refuse" and not hold.is_over(now):
+        return hold.refusal(now)
+    return words.circuit_open(slot, now) if not is_explicit and may_not_start(slot, now) else None
 
 
 def may_not_start(slot: Slot, now: float) -> bool:

@@ -126,9 +126,9 @@ class Explain:
         coordinator = self._coordinator
         slot = coordinator.slots[target.slot]
         is_ready = slot.phase is Phase.READY
-        refusal: RouterError | None = None
+        refusal: RouterError | None = None if is_ready else coordinator.refusal_of(slot.id)
         try:
-            leaving = [] if is_ready else coordinator.would_evict(slot.id)
+            leaving = [] if is_ready or refusal is not None else coordinator.would_evict(slot.id)
         except RouterError as error:
             leaving, refusal = [], error
         may_use, may_name = self._naming.directory.may_use, identity.may_name

@@ -160,14 +160,13 @@ function buildCard(card) {
 }
 
 function waitOf(slot) {
-  return { slot: slot.slot, queued: slot.queued, waiters: slot.waiters ?? [], eta: slot.eta_s === null ? "" : seconds(Math.ceil(slot.eta_s)) };
+  return { slot: slot.slot, queued: slot.queued, eta: slot.eta_s === null ? "" : seconds(Math.ceil(slot.eta_s)) };
 }
 
 function buildWait(wait) {
   if (!wait) return element("li", "quiet", "Nobody waits.");
   const eta = wait.eta ? `, ready in about ${wait.eta}` : "";
-  const who = wait.waiters.length ? `: ${wait.waiters.join(", ")}` : "";
-  return element("li", "", `${wait.queued} for ${wait.slot}${eta}${who}`);
+  return element("li", "", `${wait.queued} for ${wait.slot}${eta}`);
 }
 
 function showMemory(memory) {
