@@ -33,7 +33,9 @@ def test_the_demo_shows_every_phase_with_its_seconds_and_memory_going_down_and_u
     order = ["draining red", "freeing red", "settling", "red is gone", "starting blue", "blue is ready", "blue says"]
     at = [second.index(phase) for phase in order]
     assert at == sorted(at)
-    assert re.search(r"the swap took [\d.]+ s: .*draining .* s, freeing .* s, settling .* s, starting 2\.\d+ s", second)
+    assert re.search(
+        r"the swap took [\d.]+ s: .*draining .* s, freeing .* s, settling .* s, starting [2-9]\.\d+ s", second
+    )
     assert re.search(r"settle verdict: (recovered|enough), [01]\.\d+ GiB came back", second)
     assert "curl -N http://127.0.0.1:" in shown
 

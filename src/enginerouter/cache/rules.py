@@ -23,16 +23,11 @@ VECTORS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "/api/embeddings": ("prompt", "input"),
     }
 )
-<<<<<<< HEAD
+# Where the answers to these have what was asked for, in the words of all dialects.
+RESULTS = ("data", "results", "embeddings", "embedding")
 # Path → what must not be empty, where the temperature is, and whether an answer is streamed unless the request says
 # otherwise.
 CHATS: Mapping[str, tuple[str, str | None, bool]] = MappingProxyType(
-=======
-# Where the answers to these have what was asked for, in the words of all dialects.
-RESULTS = ("data", "results", "embeddings", "embedding")
-# Path → where the temperature is, and whether an answer is streamed unless the request says otherwise.
-CHATS: Mapping[str, tuple[str | None, bool]] = MappingProxyType(
->>>>>>> f7
     {
         "/v1/chat/completions": ("messages", None, False),
         "/v1/messages": ("messages", None, False),

@@ -170,13 +170,7 @@ class Try(AnyExchange):
                 raise UpstreamFailed(self._target.engine, f"the stream of {self._target.label} {how} without an answer")
             seen += chunk
             found = first.feed(chunk)
-<<<<<<< HEAD
         self._seen = bytes(seen)
-=======
-            if found is None and len(self._seen) > WHOLE_BYTES:  # a flood of comments
-                size = f"{len(self._seen)} bytes without an answer"
-                raise UpstreamFailed(self._target.engine, f"the stream of {self._target.label} has sent {size}")
->>>>>>> f7
         if isinstance(found, ErrorSaid):
             self._judge(found.status, found.fields, answer)
 
