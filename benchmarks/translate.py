@@ -1,6 +1,7 @@
 """(f) Streams of an OpenAI engine, translated for Ollama and Anthropic clients, against the same ones passed through.
 
-Measured in a bare relay, where passing through costs least, so that the ratio is the worst there can be.
+Measured in a bare relay, where passing through costs least, so that the ratio is the worst there can be; and in a whole
+router.
 
 python benchmarks/translate.py
 """
@@ -10,7 +11,7 @@ import contextlib
 import sys
 import time
 
-from rig import CHAT, HERE, cpu, free_port, median, process, request_bytes, show, stub_engine
+from rig import CHAT, HERE, cpu, free_port, median, process, request_bytes, router, show, stub_config, stub_engine
 
 STREAMS, SECONDS, RATE, ROUNDS = 32, 4, 500, 5
 # The path, what a chunk is counted by, what ends the stream.
@@ -67,33 +68,44 @@ def translating_relay(engine_port: int):
     port = free_port()
     script = str(HERE / "translating_relay.py")
     with process(sys.executable, script, str(port), f"http://127.0.0.1:{engine_port}") as relay:
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                for path, mark, end in DIALECTS.values():
-                    chunks_read(port, path, mark, end, 10)
-                break
-            time.sleep(0.05)
         yield port, relay
 
 
+def wait_until_warm(port: int) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            for path, mark, end in DIALECTS.values():
+                chunks_read(port, path, mark, end, 10)
+            return
+        time.sleep(0.05)
+    raise SystemExit(f"nothing translates on port {port}")
+
+
+def is_cheap(where: str, port: int, child) -> bool:
+    wait_until_warm(port)
+    rows = []
+    for _ in range(ROUNDS):
+        row = {}
+        for name, (path, mark, end) in DIALECTS.items():
+            before = sum(cpu(child))
+            chunks = chunks_read(port, path, mark, end, RATE)
+            if chunks != STREAMS * RATE * SECONDS:
+                raise SystemExit(f"{name}: {chunks} chunks arrived of {STREAMS * RATE * SECONDS}")
+            row[name] = 1e6 * (sum(cpu(child)) - before) / chunks
+        rows.append(row)
+        print(f"  {where}, CPU a chunk: " + ", ".join(f"{name} {us:5.1f} µs" for name, us in row.items()))
+    passed, *translated = DIALECTS
+    ratios = {name: median(r[name] / r[passed] for r in rows) for name in translated}
+    shown = [show(f"{where}: CPU per chunk translated for {name}", ratio, 2.5) for name, ratio in ratios.items()]
+    return all(shown)
+
+
 def main() -> int:
-    ok = True
     with stub_engine() as engine, translating_relay(engine) as (port, relay):
-        rows = []
-        for _ in range(ROUNDS):
-            row = {}
-            for name, (path, mark, end) in DIALECTS.items():
-                before = sum(cpu(relay))
-                chunks = chunks_read(port, path, mark, end, RATE)
-                if chunks != STREAMS * RATE * SECONDS:
-                    raise SystemExit(f"{name}: {chunks} chunks arrived of {STREAMS * RATE * SECONDS}")
-                row[name] = 1e6 * (sum(cpu(relay)) - before) / chunks
-            rows.append(row)
-            print("  CPU a chunk: " + ", ".join(f"{name} {us:5.1f} µs" for name, us in row.items()))
-        passed, *translated = DIALECTS
-        for name in translated:
-            ok &= show(f"CPU per chunk translated for {name}", median(r[name] / r[passed] for r in rows), 2.5)
+        ok = is_cheap("bare relay", port, relay)
+    with router(stub_config()) as (port, child):
+        ok &= is_cheap("router", port, child)
     return 0 if ok else 1
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,8 +27,9 @@ JOURNALD = Path("/usr/lib/systemd/systemd-journald")
 JOURNAL_SOCKET = Path("/run/systemd/journal/stdout")
 BOOTED = Path("/run/systemd/system")
 GROUP = "user.slice/user-0.slice/user@0.service"
-# Whoever holds it has the group: a second manager in it would end with the first one.
-TURN = Path(tempfile.gettempdir()) / "enginerouter-tests-user-manager.lock"
+# Whoever holds it has the group: a second manager in it would end with the first one. One per machine, as the group is,
+# whatever TMPDIR says.
+TURN = Path("/run/enginerouter-tests-user-manager.lock")
 FAKE_ENGINE = Path(__file__).parent / "engines/scripts/fake_engine.py"
 
 
@@ -106,6 +108,13 @@ class UserManager:
         self.systemctl("daemon-reload")
         return unit
 
+    def drop_in(self, unit: str, file: Path) -> None:
+        """Give a unit this file as a drop-in."""
+        folder = self._units / f"{unit}.d"
+        folder.mkdir()
+        shutil.copy(file, folder)
+        self.systemctl("daemon-reload")
+
     def fake(self, name: str, port: int, *options: str, **settings: str) -> str:
         """A unit that runs the fake engine."""
         return self.unit(name, sys.executable, "-I", "-S", str(FAKE_ENGINE), "--port", str(port), *options, **settings)
@@ -127,6 +136,7 @@ class UserManager:
         self.systemctl("stop", unit)
         self.systemctl("reset-failed", unit)
         (self._units / unit).unlink(missing_ok=True)
+        shutil.rmtree(self._units / f"{unit}.d", ignore_errors=True)
         self.systemctl("daemon-reload")
 
     def units(self) -> list[str]:
@@ -144,7 +154,8 @@ class UserManager:
             self._processes.append(
                 subprocess.Popen(
                     argv,
-                    env={**os.environ, **self.env, "HOME": str(self.folder)},
+                    # As under user@.service: what the manager does with units is in the journal.
+                    env={**os.environ, **self.env, "HOME": str(self.folder), "SYSTEMD_LOG_TARGET": "journal"},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 
 class RouterError(Exception):
-    """Base of all errors that a client may see."""
+    """Base of all errors that a client may see; by itself a fault of ours, and the log says which."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
@@ -38,24 +38,32 @@ class RouterError(Exception):
 
 
 class BadRequest(RouterError):
+    """What was sent cannot be understood or is not allowed; the message says what."""
+
     status = 400
     code = "invalid_request"
     kind = "invalid_request_error"
 
 
 class Unauthorized(BadRequest):
+    """A key is needed, and none or a wrong one came."""
+
     status = 401
     code = "invalid_api_key"
     kind = "authentication_error"
 
 
 class Forbidden(BadRequest):
+    """The key, the Host or the Origin may not do this."""
+
     status = 403
     code = "forbidden"
     kind = "permission_error"
 
 
 class NotFound(BadRequest):
+    """Nothing is at this path, or of this name."""
+
     status = 404
     code = "not_found"
 
@@ -74,6 +82,8 @@ class UnknownModel(NotFound):
 
 
 class MethodNotAllowed(BadRequest):
+    """The path has other methods; `Allow` names them."""
+
     status = 405
     code = "method_not_allowed"
 
@@ -83,6 +93,8 @@ class MethodNotAllowed(BadRequest):
 
 
 class RequestTimeout(BadRequest):
+    """The body came too slowly."""
+
     status = 408
     code = "request_timeout"
 
@@ -104,16 +116,22 @@ class HeldByOther(BadRequest):
 
 
 class TooLarge(BadRequest):
+    """The body is above `max_body_mib`, or all waiting bodies above `max_buffered_mib`."""
+
     status = 413
     code = "request_too_large"
 
 
 class UnsupportedMedia(BadRequest):
+    """A content type or coding that is not read here."""
+
     status = 415
     code = "unsupported_media_type"
 
 
 class QueueFull(RouterError):
+    """`max_queued_requests` wait already."""
+
     status = 429
     code = "queue_full"
     kind = "rate_limit_error"
@@ -151,6 +169,8 @@ class PortTaken(StartFailed):
 
 
 class StartTimedOut(StartFailed):
+    """The engine was not ready within `start_timeout_s`."""
+
     status = 504
     code = "start_timeout"
 
@@ -162,10 +182,16 @@ class FreeFailed(EngineFailed):
 
 
 class EngineCrashed(EngineFailed):
-    """The engine died while it served. A retry starts it again."""
+    """The engine died while it served. A retry starts it again. `was_stopped`: somebody stopped it, in good order."""
 
     code = "engine_crashed"
     is_retryable = None
+
+    def __init__(
+        self, engine: str, message: str, *, admin_detail: str | None = None, was_stopped: bool = False
+    ) -> None:
+        super().__init__(engine, message, admin_detail=admin_detail)
+        self.was_stopped = was_stopped
 
 
 class EngineUnloaded(EngineCrashed):
@@ -216,6 +242,8 @@ class NotBuilt(RouterError):
 
 
 class EngineUnavailable(RouterError):
+    """The engine cannot serve now."""
+
     status = 503
     code = "engine_unavailable"
 
@@ -233,6 +261,8 @@ class LeaseCut(EngineUnavailable):
 
 
 class QueueTimedOut(EngineUnavailable):
+    """The swap that was waited for did not begin within `queue_timeout_s`."""
+
     code = "queue_timeout"
 
 
@@ -297,6 +327,8 @@ class NoLongerConfigured(EngineUnavailable):
 
 
 class ShuttingDown(EngineUnavailable):
+    """The router is ending."""
+
     code = "shutting_down"
 
 

@@ -20,6 +20,10 @@ def test_a_reference_is_up_to_date(which: str) -> None:
     assert (REFERENCE / f"{which}.md").read_text() == TEXTS[which](), again
 
 
+def test_every_route_and_error_says_what_it_is() -> None:
+    assert [line for line in TEXTS["http"]().splitlines() if "|  |" in line] == []
+
+
 @pytest.mark.parametrize("parser", [enginerouter.parser(), routerctl.parser()], ids=lambda p: p.prog)
 def test_every_command_and_option_says_what_it_does(parser: argparse.ArgumentParser) -> None:
     for name, command, text in [("", parser, parser.description), *subcommands(parser)]:

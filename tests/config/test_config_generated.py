@@ -11,9 +11,13 @@ import yaml
 from jsonschema import Draft202012Validator
 from test_config_invalid import INVALID
 
+from enginerouter.cli import check as cli_check
 from enginerouter.cli.check import check, schema
 from enginerouter.config.reference import reference_text
 from enginerouter.config.schema import config_schema, schema_text
+from enginerouter.swap.amdgpu import Amdgpu
+from enginerouter.swap.nvidia import CardReading
+from enginerouter.swap.pick import Picked
 
 ROOT = Path(__file__).parents[2]
 VALIDATOR = Draft202012Validator(config_schema())
@@ -27,6 +31,7 @@ BEYOND_A_SCHEMA = (
     "stands for itself", "must not begin with the name", "itself an alias", "also the id", "→", "'fast'?",
     "has no model", "not on this machine", "above memory_budget_gib", "YAML", "indent", "in quotes", "one document",
     "'{flags}'", "one of them", "serves these alone", "or a list", "white space", "no profile", "already a model",
+    "is engine 'a'", "all the time", "both can run",
     "no file", "--slot-save-path", "in a container", "path of keys",
     "'stream' cannot", "'model' cannot", "is inside", "no host and port", "number of a database",
     "not supported", "plain text", "must name a mapping", "finite", "at most", "no host", "'base_url' is missing",
@@ -147,3 +152,37 @@ def test_check_shows_warnings_beside_errors(tmp_path: Path, capsys: pytest.Captu
 def test_schema_prints_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert schema() == 0
     assert json.loads(capsys.readouterr().out)["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+
+
+def test_check_prints_each_warning_of_memory_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They used to come twice: as a line of the log, too."""
+
+    class Broken:
+        name = "broken"
+
+        async def read(self) -> CardReading:
+            return CardReading(problem="no driver")
+
+    def picked(wanted: str) -> Picked:
+        return Picked(wanted, readers=lambda: [Broken()], amd=lambda: Amdgpu(tmp_path, tmp_path))
+
+    monkeypatch.setattr(cli_check, "Picked", picked)
+    assert check(ROOT / "config.example.yaml") == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["warning: NVIDIA cards cannot be asked: no driver; until a restart the host is watched"]
+
+
+def test_check_warns_of_a_server_elsewhere_that_evicts_engines_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    for more, is_warned in (("", True), (", holds_memory: false", False), (", trust_local: true", False)):
+        file.write_text(f"engines: {{far: {{type: ollama, base_url: 'http://192.0.2.7:11434'{more}}}}}")
+        assert check(file) == 0
+        assert ("engines.far.base_url: 192.0.2.7 is not this machine" in capsys.readouterr().err) is is_warned
+    for near in ("127.0.0.1", "ollama", "localhost", "box.local"):
+        file.write_text(f"engines: {{near: {{type: ollama, base_url: 'http://{near}:11434'}}}}")
+        assert check(file) == 0
+        assert "not this machine" not in capsys.readouterr().err

@@ -29,6 +29,11 @@ def process(keys: str) -> str:
 STARTED = "start_cmd: [x, '{port}']\n"
 PROFILED = "start_cmd: 'x {port} {model}'\nprofiles: {p: {model: m}}\n"
 
+TWO_UNITS = """engines:
+  a: {type: systemd_unit, unit: x, base_url: 'http://127.0.0.1:1'}
+  b: {type: systemd_unit, unit: x.service, base_url: 'http://127.0.0.1:2'}
+"""
+
 # (text, line, path, part of the message with its hint)
 INVALID = [
     # what the predecessor let pass
@@ -107,6 +112,36 @@ INVALID = [
     (process(STARTED + 'headers: {a: "x\\ny"}'), 5, "engines.a.headers.a", "control characters"),
     (process(STARTED + "sleep_path: /sleep"), 5, "engines.a.sleep_path", "given together"),
     (process(STARTED + "pin: true\nidle_unload_s: 9"), 5, "engines.a.pin", "remove pin or idle_unload_s"),
+    (TWO_UNITS, 3, "engines.b.unit", "unit 'x.service' is engine 'a' already"),
+    (
+        "engines:\n  a: {type: systemd_unit, unit: ollama, scope: system, base_url: 'http://127.0.0.1:1'}\n"
+        "  b: {type: ollama}",
+        3,
+        "engines.b.systemd_unit",
+        "unit 'ollama.service' is engine 'a', which is started and stopped",
+    ),
+    (
+        "engines:\n  a: {type: generic_process, start_cmd: [x], base_url: 'http://localhost:11434'}\n"
+        "  b: {type: ollama}",
+        3,
+        "engines.b.base_url",
+        "the server of 'b' is there all the time",
+    ),
+    (
+        "engines:\n  a: {type: api_swap, base_url: 'http://127.0.0.1:8099'}\n"
+        "  b: {type: systemd_unit, unit: x, base_url: 'http://127.0.0.1:8099'}",
+        3,
+        "engines.b.base_url",
+        "the server of 'a' is there all the time",
+    ),
+    (
+        "engines:\n  a: {type: generic_process, start_cmd: [x], base_url: 'http://127.0.0.1:9'}\n"
+        "  b: {type: systemd_unit, unit: x, base_url: 'http://127.0.0.1:9', holds_memory: false}",
+        3,
+        "engines.b.base_url",
+        "both can run at the same time",
+    ),
+    ("engines:\n  a: {type: ollama, base_url: 'http://127.0.0.1:8077'}", 2, "engines.a.base_url", "the router's own"),
     (process("start_cmd: [docker, run, x, '{port}']"), 4, "engines.a.start_cmd", "stop_cmd: [docker, stop, NAME]"),
     (process("start_cmd: [/usr/bin/podman, run, '{port}']"), 4, "engines.a.start_cmd", "needs a stop_cmd"),
     (process(STARTED + "profiles: {p: {model: m.gguf}}"), 4, "engines.a.start_cmd", "'{model}'"),

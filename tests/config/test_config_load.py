@@ -264,6 +264,11 @@ def test_an_open_host_without_keys_is_warned_of() -> None:
     assert not any("api_keys" in w.message for w in loaded("host: '::1'").warnings)
 
 
+def test_two_engines_that_are_one_server_are_warned_of() -> None:
+    text = "engines: {a: {type: ollama}, b: {type: api_swap, base_url: 'http://localhost:11434'}}"
+    assert any("unloads what the other one has loaded" in w.message for w in loaded(text).warnings)
+
+
 def test_engines_on_different_cards_are_warned_of() -> None:
     entry = "{type: generic_process, start_cmd: '{port}', env: {CUDA_VISIBLE_DEVICES: %d}}"
     warnings = loaded(f"engines: {{a: {entry % 0}, b: {entry % 1}}}").warnings

@@ -16,7 +16,7 @@ from enginerouter.config.engines import EngineSettings
 from enginerouter.engines.directory import SlotDirectory
 from enginerouter.engines.registry import build_engine
 from enginerouter.state import StateFile
-from enginerouter.swap.memory import NoSource
+from enginerouter.swap.pick import Picked
 from enginerouter.web import exchange
 from enginerouter.web.app import Router, upstream_models
 
@@ -49,7 +49,7 @@ async def make_router(
         real = {
             e.name: build_engine(e, state, tmp_path, SlotDirectory(""), models=upstream.get(e.name, ())) for e in http
         }
-        router = Router(config, memory=memory if settles else NoSource(), engines={**fakes, **real})
+        router = Router(config, memory=memory if settles else Picked("none"), engines={**fakes, **real})
         under_test = RouterUnderTest(router, fakes, memory)
         made.append(under_test)
         if starts:

@@ -10,7 +10,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from engine_server import CLOSE, FakeEngineServer, Received, Script, head, ok, usual
+from dialect_engines import ollama_engine
+from engine_server import CLOSE, FakeEngineServer, Received, Script, chunked, head, ok, usual
 
 HANGS = "hangs"
 ERROR_SHAPES: dict[str, tuple[int, bytes, str]] = {
@@ -57,7 +58,7 @@ class ScriptedServer(FakeEngineServer):
     def _answer(self, received: Received) -> Script:
         path = received.target.partition("?")[0]
         what = f"{received.method} {path}"
-        body = json.loads(received.body) if received.body else None
+        body = json.loads(received.body) if received.body[:1] == b"{" else received.body or None
         if path == "/v1/chat/completions":
             self.chats.append(body["model"])
             chat = self.chat(body)
@@ -192,6 +193,9 @@ class OllamaDaemon(ScriptedServer):
         self.running: list[str] = []
         self.elsewhere: list[str] = []
         self.slow_unload = 0
+        self.blobs: dict[str, bytes] = {}
+        # What `/api/show` says; nothing: it does not know the path.
+        self.shown: dict[str, Any] = {}
         self.sizes: dict[str, int] = {}
         self.taken: Callable[[int], None] = lambda size: None
         self._leaving: list[str] = []
@@ -231,7 +235,39 @@ class OllamaDaemon(ScriptedServer):
             if "unload" not in self.lies:
                 self._leaving.append(body["model"])
             return say({"model": body["model"], "response": "", "done": True, "done_reason": "unload"})
+        if what in ("POST /api/chat", "POST /api/generate", "POST /api/embed"):
+            return self.chat(body) or ollama_engine(received)
+        if what == "POST /api/show" and self.shown:
+            return say({**self.shown, "modelfile": f"FROM {body['model']}"})
+        return self._manage(what, body)
+
+    def _manage(self, what: str, body: Any) -> Script:
+        if what == "POST /api/pull":
+            self.models.append(body.get("model") or body["name"])
+            lines = [{"status": "pulling manifest"}, {"status": "success"}]
+            return lines_of(*lines) if body.get("stream") is not False else say(lines[-1])
+        if what == "DELETE /api/delete":
+            if body["model"] not in self.models:
+                return say({"error": f"model '{body['model']}' not found"}, 404)
+            self.models.remove(body["model"])
+            return ok(b"")
+        if what.startswith("POST /api/blobs/"):
+            self.blobs[what.rpartition("/")[2]] = body
+            return ok(b"", status=201)
+        if what.startswith("HEAD /api/blobs/"):
+            return ok(b"", status=200 if what.rpartition("/")[2] in self.blobs else 404)
+        if what in ("POST /api/create", "POST /api/push"):
+            return lines_of({"status": "success"})
+        if what == "POST /api/copy":
+            self.models.append(body["destination"])
+            return ok(b"")
         return say({"error": "404 page not found"}, 404)
+
+
+def lines_of(*documents: Any) -> Script:
+    """A stream of Ollama's, each line in a chunk of its own."""
+    kind = [("Content-Type", "application/x-ndjson"), ("Transfer-Encoding", "chunked")]
+    return [head(200, kind), *chunked([json.dumps(d).encode() + b"\n" for d in documents])]
 
 
 class Provider(ScriptedServer):

@@ -13,7 +13,7 @@ from typing import Any
 from router_kit import FAST, Answer, Client, FakeMemory, RouterUnderTest, chat
 
 from enginerouter.config.load import load
-from enginerouter.swap.memory import NoSource
+from enginerouter.swap.pick import Picked
 from enginerouter.web.app import Router
 
 CHAT_SERVER = Path(__file__).parent / "scripts" / "chat_server.py"
@@ -82,7 +82,7 @@ class FromFile(RouterUnderTest):
 async def from_file(folder: Path, engines: dict[str, Any], **settings: Any) -> AsyncIterator[FromFile]:
     path = folder / "config.yaml"
     path.write_text(json.dumps({**SETTINGS, "engines": engines, **settings}))
-    router = Router(load(path).config, memory=NoSource())
+    router = Router(load(path).config, memory=Picked("none"))
     under_test = FromFile(router, {}, FakeMemory())
     under_test.path = path
     under_test.said = {**SETTINGS, "engines": engines, **settings}

@@ -70,6 +70,8 @@ class FakeMemory(HostSource):
     """Available memory, as a test wants it."""
 
     name = "fake"
+    why = "a test says so"
+    warnings = ()
 
     def __init__(self) -> None:
         self.bytes = 64 * GIB

@@ -1,12 +1,14 @@
-"""Whatever a client sends: an answer, or a 4xx with an OpenAI error body; never a 500, never a traceback."""
+"""Whatever a client sends: an answer, or a 4xx with an error body in its dialect; never a 500, never a traceback."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
+from typing import Any
 
 import pytest
+from dialect_engines import ENGINES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from router_kit import Answer, MakeRouter, RouterUnderTest
@@ -26,11 +28,12 @@ CONTENT_TYPES = [
 ]
 QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
-names = st.sampled_from(["a", "b", "fast", "a:latest", "a/a", "nobody"]) | st.text(max_size=20)
+names = st.sampled_from(["a", "b", "c", "chain", "fast", "a:latest", "a/a", "nobody"]) | st.text(max_size=20)
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20)
 values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)
 )
+good_messages = st.just([{"role": "user", "content": "hi"}])
 objects = st.fixed_dictionaries(
     {},
     optional={
@@ -38,26 +41,52 @@ objects = st.fixed_dictionaries(
         "stream": st.booleans() | values,
         "previous_response_id": st.text(max_size=10) | values,
         "engine": names | values,
-        "messages": values,
+        "messages": values | good_messages,
+        "prompt": values,
+        "input": values,
+        "options": values,
+        "keep_alive": values,
+        "tools": values,
+        "max_tokens": values,
     },
 )
 
 
-def check(answer: Answer, caplog: pytest.LogCaptureFixture) -> None:
+def check(answer: Answer, caplog: pytest.LogCaptureFixture, path: str = "/v1/chat/completions") -> None:
     assert answer.is_whole
     assert answer.status < 500 or answer.status == 501, answer
     if answer.status >= 400:
         assert answer.header("content-type") == "application/json"
-        assert {"message", "type", "param", "code"} <= set(answer.error)
-        assert answer.error["message"]
+        check_error(answer, path)
     tracebacks = [r for r in caplog.get_records("call") if r.exc_info or r.levelno >= logging.ERROR]
     assert not tracebacks
     caplog.clear()
 
 
+def check_error(answer: Answer, path: str) -> None:
+    if path.startswith("/api/"):
+        assert isinstance(answer.json["error"], str)
+        assert answer.json["error"]
+        return
+    assert answer.error["message"]
+    if path.startswith("/v1/messages"):
+        assert answer.json["type"] == "error"
+        assert answer.error["type"]
+    else:
+        assert {"message", "type", "param", "code"} <= set(answer.error)
+
+
 @pytest.fixture
 async def router(make_router: MakeRouter) -> RouterUnderTest:
-    return await make_router({"a": {}, "b": {"holds_memory": False}}, aliases={"fast": "a"})
+    """Three engines, each with a dialect of its own; what is not asked of it in that dialect is translated."""
+    engines: dict[str, Any] = {"a": {}, "b": {"api": ("ollama",)}, "c": {"api": ("anthropic",)}}
+    router = await make_router(
+        {name: {"holds_memory": False, **more} for name, more in engines.items()},
+        aliases={"fast": "a", "chain": {"chain": ["b", "a"]}},
+    )
+    for name, engine in router.engines.items():
+        engine.server.script = ENGINES[{"b": "ollama", "c": "anthropic"}.get(name, "openai")]
+    return router
 
 
 @pytest.mark.parametrize("path", POST_PATHS)
@@ -66,7 +95,7 @@ async def test_any_json(router: RouterUnderTest, caplog: pytest.LogCaptureFixtur
     @given(body=objects | values, ascii_only=st.booleans())
     async def ask(body: object, ascii_only: bool) -> None:
         raw = json.dumps(body, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
-        check(await router.ask(raw, path=path), caplog)
+        check(await router.ask(raw, path=path), caplog, path)
 
     await run(ask)
 

@@ -14,7 +14,7 @@ from router_kit import FAST, Answer, FakeEngine, RouterUnderTest, chat
 from enginerouter.config.engines import GenericProcess, Remote
 from enginerouter.config.model import Alias, Config
 from enginerouter.engines.remote import RemoteEngine
-from enginerouter.swap.memory import NoSource
+from enginerouter.swap.pick import Picked
 from enginerouter.web.app import Router
 
 VIA, INSTANCE = "X-EngineRouter-Via", "X-EngineRouter-Instance"
@@ -29,7 +29,7 @@ def box(folder: Path, name: str, other_port: int, *chain: str) -> RouterUnderTes
     config = Config(**{**FAST, "base_dir": folder, "engines": engines, "aliases": aliases})
     here = FakeEngine("here")
     here.server.name = name
-    router = Router(config, memory=NoSource(), engines={"here": here, "there": RemoteEngine(there)})
+    router = Router(config, memory=Picked("none"), engines={"here": here, "there": RemoteEngine(there)})
     return RouterUnderTest(router, {"here": here}, memory=None)  # type: ignore[arg-type]
 
 

@@ -58,6 +58,9 @@ GOES_ON: dict[str, tuple[Script, str]] = {
     "loop": (refused(508), "loop"),
     "reset before an answer": ([RST], "connection_broke"),
     "closed before an answer": ([CLOSE], "connection_broke"),
+    "a page with 200": (ok(b"<html>sign in</html>", headers=[("Content-Type", "text/html")]), "no_answer"),
+    "an empty 200": (ok(b""), "no_answer"),
+    "an empty object": (ok(b"{}"), "no_answer"),
     "garbage": ([b"220 smtp ready\r\n\r\n", CLOSE], "connection_broke"),
 }
 
@@ -619,3 +622,34 @@ async def test_explain_says_of_every_target_what_a_walk_would_do_and_does_nothin
     assert await explained(router) == {**expected, "cloud/big": "circuit_open", "served by": "lxc/small"}
     assert len(far.lxc.received) == asked
     router.a.starting.open()
+
+
+async def test_a_stream_of_nothing_but_comments_is_given_up_and_not_kept(make_router: MakeRouter, far: Boxes) -> None:
+    router = await far.router(make_router, chain=("cloud/big", "lxc/small"))
+    saying(far.cloud, [SSE_HEAD, *[chunk(b": wait\n\n" * 4096)] * 64])
+    answer = await router.ask(chat("best", stream=True))
+    assert answer.header("x-enginerouter-resolved") == "lxc/small"
+    assert b"serves small" in answer.body
+
+
+async def test_a_direct_429_is_left_alone_for_as_long_as_it_says(make_router: MakeRouter, far: Boxes) -> None:
+    router = await far.router(make_router, chain=("cloud/big",))
+    saying(far.cloud, [head(429, [("Retry-After", "3"), ("Content-Length", "2")]), b"{}"])
+    assert (await router.ask(chat("cloud/big"))).status == 429
+    answer = await router.ask(chat("best"))
+    assert reasons(answer) == [("cloud", "rate_limited")]
+    assert int(answer.header("retry-after") or 0) <= 3
+
+
+async def test_a_providers_refusal_is_logged_without_the_clients_query_and_told_without_our_key(
+    make_router: MakeRouter, far: Boxes, caplog: pytest.LogCaptureFixture
+) -> None:
+    router = await far.router(make_router)
+    saying(far.cloud, refused(401, "the key cloud-key is not known here"))
+    answer = await router.ask(chat("cloud/big"), path="/v1/chat/completions?api_key=URLSECRET")
+    assert answer.status == 401
+    assert b"cloud-key" not in answer.body
+    assert b"is not known here" in answer.body
+    assert "cloud answered 401" in caplog.text
+    assert "URLSECRET" not in caplog.text
+    assert "cloud-key" not in caplog.text

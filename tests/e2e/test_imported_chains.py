@@ -9,7 +9,7 @@ from router_kit import RouterUnderTest, chat
 
 from enginerouter.config.load import load_text
 from enginerouter.setup.importing import import_file
-from enginerouter.swap.memory import NoSource
+from enginerouter.swap.pick import Picked
 from enginerouter.web.app import Router
 
 ALIASES = """
@@ -30,7 +30,7 @@ async def test_a_gateways_chains_go_on_past_what_is_down_and_past_what_has_no_ke
     text = text.replace("http://127.0.0.1:11434", daemon.url).replace("https://openrouter.ai/api/v1", provider.url)
     environ = {"OPENROUTER_API_KEY": "provider-key"}
     config = load_text(text.replace("port: 8077", "port: 0\nlog_file: null"), base_dir=tmp_path, environ=environ).config
-    router = Router(config, memory=NoSource())
+    router = Router(config, memory=Picked("none"))
     await router.start()
     under_test = RouterUnderTest(router, {}, None)  # type: ignore[arg-type]
     try:

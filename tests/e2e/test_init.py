@@ -26,7 +26,7 @@ from enginerouter.config.model import ApiSwap, Config, GenericProcess, Ollama
 from enginerouter.setup.propose import Answers, propose
 from enginerouter.setup.running import Running
 from enginerouter.setup.scan import Found, scan
-from enginerouter.swap.memory import NoSource
+from enginerouter.swap.pick import Picked
 from enginerouter.web.app import Router
 
 
@@ -75,7 +75,7 @@ async def test_servers_that_are_always_on_are_written_so_that_they_swap(tmp_path
         assert isinstance(engine_at(config, lms), ApiSwap)
         assert isinstance(engine_at(config, daemon), Ollama)
         assert "Its models need not be declared: qwen, gemma." in path.read_text()
-        router = Router(config, memory=NoSource())
+        router = Router(config, memory=Picked("none"))
         await router.start()
         under_test = RouterUnderTest(router, {}, None)  # type: ignore[arg-type]
         try:

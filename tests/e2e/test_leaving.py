@@ -111,7 +111,7 @@ async def test_nothing_is_left_of_a_client_that_leaves(
         if others:
             rest, is_whole = await other.rest()
             assert is_whole
-            assert rest.endswith(DONE)
+            assert DONE in rest
             assert b"error" not in rest
     # The swap that it began ends one way or the other, and both engines can be had.
     assert (await router.ask(chat("b"))).text == "b serves b"
@@ -150,7 +150,7 @@ async def test_one_of_two_waiters_leaves_and_the_other_is_served_by_the_same_sta
         starting.open()
         rest, is_whole = await second.rest()
     assert is_whole
-    assert rest.endswith(DONE)
+    assert DONE in rest
     assert router.engines["a"].starts == 1
 
 

@@ -100,7 +100,7 @@ async def test_explain_tells_the_changes_in_order_and_changes_nothing(make_route
     said = await explain(router, chat("fast", max_tokens=100, n_discard=9, temperature=1))
     assert (said["asked"], said["served_by"]) == ("fast", "a/m")
     [target] = said["targets"]
-    assert (target["target"], target["model"]) == ("a/m", "m.gguf")
+    assert (target["target"], target["model"], target["path"]) == ("a/m", "m.gguf", CHAT)
     assert target["changes"] == [
         {"step": "strip", "path": "n_discard"},
         {"step": "default", "path": "options.num_ctx", "value": 8192},
@@ -110,10 +110,10 @@ async def test_explain_tells_the_changes_in_order_and_changes_nothing(make_route
     ]
     assert router.engines["a"].starts == 0
     other = await first_of(router, chat("m", max_tokens=100), "?path=/v1/messages")
-    assert [c["path"] for c in other["changes"] if c["step"] == "guard"] == [
-        "thinking",
-        "chat_template_kwargs.enable_thinking",
-    ]
+    assert other["path"] == CHAT
+    assert [c["path"] for c in other["changes"] if c["step"] == "guard"] == ["chat_template_kwargs.enable_thinking"]
+    cannot = await first_of(router, b'{"model":"m","messages":7}', "?path=/api/chat")
+    assert cannot["refused"]["message"] == "'messages' must be an array, not a whole number"
 
 
 async def test_explain_tells_what_a_request_would_wait_for_and_evict(make_router: MakeRouter) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,19 @@ async def test_every_model_it_loaded_is_unloaded_and_seen_to_be_gone(
     unloads = daemon.called("POST /api/generate")
     assert [(u["model"], u["keep_alive"]) for u in unloads] == [("llama3:latest", 0), ("phi:3b", 0)]
     assert len(daemon.called("GET /api/ps")) >= 4, "it is looked at until it is gone"
+
+
+async def test_a_wedged_unload_holds_up_the_end_of_the_router_for_stop_timeout_s_at_most(
+    make_router: MakeRouter, daemon: OllamaDaemon, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A signal used to take `unload_timeout_s`, 60 s, which the unit's stop time did not count."""
+    router = await make_router((), http=[ollama(daemon, unload_timeout_s=60.0, stop_timeout_s=0.3)])
+    await router.load("phi:3b")
+    daemon.lies.add("unload")
+    began_at = time.monotonic()
+    await router.stop()
+    assert time.monotonic() - began_at < 2.0
+    assert "ollama could not be stopped: it is not free after 0.3 s and is left as it is" in caplog.text
 
 
 async def test_a_wedged_unload_is_an_error_that_names_the_models(make_router: MakeRouter, daemon: OllamaDaemon) -> None:

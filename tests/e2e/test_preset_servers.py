@@ -14,7 +14,7 @@ from router_kit import RouterUnderTest, chat
 
 from enginerouter.config.load import load_text
 from enginerouter.setup import presets
-from enginerouter.swap.memory import NoSource
+from enginerouter.swap.pick import Picked
 from enginerouter.web.app import Router
 
 
@@ -52,7 +52,7 @@ async def routed(
     text = presets.text_of(preset).replace(base, server.url)
     assert server.url in text
     loaded = load_text(f"port: 0\nlog_file: null\nmemory_source: none\n{text}", base_dir=folder, environ=environ)
-    router = Router(loaded.config, memory=NoSource())
+    router = Router(loaded.config, memory=Picked("none"))
     await router.start()
     try:
         yield RouterUnderTest(router, {}, None)  # type: ignore[arg-type]

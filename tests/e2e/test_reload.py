@@ -6,13 +6,20 @@ import asyncio
 import json
 import logging
 import os
+import signal
+import ssl
+import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from reload_kit import from_file, process
-from router_kit import chat
+from http_servers import OllamaDaemon
+from reload_kit import SETTINGS, from_file, process
+from router_kit import Answer, Client, chat
+from router_process import SRC
+from test_tls import certificate, needs_openssl
 
 
 async def test_an_unchanged_engine_keeps_its_process_over_reloads(tmp_path: Path):
@@ -334,3 +341,133 @@ async def test_a_file_without_permission_changes_nothing(tmp_path: Path):
         answer = await router.reload()
         assert answer.status == 422
         assert "cannot be read" in answer.error["message"]
+
+
+# --- a real process
+
+
+async def test_sighup_has_a_real_router_read_its_file_again(tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    settings = {**SETTINGS, "engines": {"a": process("a")}}
+    path.write_text(json.dumps(settings))
+    router = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "enginerouter",
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(SRC)}, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert router.stderr is not None
+
+    async def says(text: str) -> str:
+        async with asyncio.timeout(15):
+            while text not in (line := (await router.stderr.readline()).decode()):  # type: ignore[union-attr]
+                assert line, f"it ended before it said {text!r}"
+        return line
+
+    try:
+        port = int((await says("listening on")).split("127.0.0.1:")[1].split(",")[0])
+
+        async def answer_of(model: str) -> Answer:
+            client = Client(*await asyncio.open_connection("127.0.0.1", port))
+            await client.send("POST", "/v1/chat/completions", chat(model))
+            answer = await client.answer(10)
+            await client.close()
+            return answer
+
+        first = await answer_of("a")
+        path.write_text(json.dumps({**settings, "aliases": {"b": "a"}}))
+        router.send_signal(signal.SIGHUP)
+        assert "other keys: aliases" in await says("the configuration was reloaded")
+        assert (await answer_of("b")).text == first.text
+        path.write_text('{"engines": {"a": ')
+        router.send_signal(signal.SIGHUP)
+        await says("the configuration was not reloaded, the running one goes on")
+        assert str(path) in await says("not valid YAML")
+        assert (await answer_of("b")).text == first.text
+        path.write_text(json.dumps({**settings, "on_exit": "stop", "shutdown_timeout_s": 0.1}))
+        router.send_signal(signal.SIGHUP)
+        await says("the configuration was reloaded")
+        router.send_signal(signal.SIGTERM)
+        await says("stopping: running answers have 0.1 s")
+        async with asyncio.timeout(10):
+            assert await router.wait() == 0
+    finally:
+        if router.returncode is None:
+            router.kill()
+        await router.stderr.read()
+        await router.wait()
+
+
+@needs_openssl
+async def test_a_reload_reads_the_certificate_again(tmp_path: Path):
+    async def shown(port: int) -> bytes:
+        blind = ssl.create_default_context()
+        blind.check_hostname, blind.verify_mode = False, ssl.CERT_NONE
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=blind)
+        found: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        writer.close()
+        return found
+
+    cert, key = certificate(tmp_path)
+    async with from_file(tmp_path, {}, tls_cert_file=cert, tls_key_file=key) as router:
+        first = await shown(router.port)
+        certificate(tmp_path)
+        assert not (await router.router.reloader.reload()).problems
+        second = await shown(router.port)
+        assert second != first
+        Path(cert).write_text("none")
+        assert "cannot be used" in str((await router.router.reloader.reload()).problems[0])
+        assert await shown(router.port) == second
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        cert, key = certificate(elsewhere)
+        router.write(tls_cert_file=cert, tls_key_file=key)
+        done = await router.router.reloader.reload()
+        assert (done.problems, done.changes.restart) == ((), ("tls_cert_file", "tls_key_file"))
+        assert await shown(router.port) == second
+
+
+# --- engines that are servers
+
+
+@pytest.fixture
+async def daemon() -> AsyncIterator[OllamaDaemon]:
+    server = OllamaDaemon()
+    await server.listen()
+    yield server
+    await server.stop()
+
+
+def ollama(server: OllamaDaemon, **more: Any) -> dict[str, Any]:
+    return {"type": "ollama", "base_url": server.url, "systemd_unit": None, **more}
+
+
+async def test_a_new_server_with_something_in_memory_is_taken_over_and_freed_for_others(
+    tmp_path: Path, daemon: OllamaDaemon
+):
+    daemon.running = ["phi:3b"]
+    async with from_file(tmp_path, {"a": process()}) as router:
+        await router.rewrite({"a": process(), "daemon": ollama(daemon)})
+        assert (await router.slots())["daemon"]["phase"] == "ready"
+        await router.said_by("a")
+        assert daemon.running == []
+
+
+async def test_what_a_server_said_of_its_models_is_known_after_a_reload(tmp_path: Path, daemon: OllamaDaemon):
+    async with from_file(tmp_path, {"daemon": ollama(daemon, tags_cache_ttl_s=1000)}) as router:
+        assert (await router.ask(chat("phi:3b"))).status == 200
+        asked = len(daemon.called("GET /api/tags"))
+        await router.rewrite({"daemon": ollama(daemon, tags_cache_ttl_s=999)}, aliases={"small": "phi:3b"})
+        assert (await router.ask(chat("phi:3b"))).status == 200
+        assert (await router.ask(chat("small"))).status == 200
+        assert len(daemon.called("GET /api/tags")) == asked
+
+
+async def test_a_server_that_moves_is_freed_where_it_was(tmp_path: Path, daemon: OllamaDaemon):
+    other = OllamaDaemon()
+    await other.listen()
+    async with from_file(tmp_path, {"daemon": ollama(daemon)}) as router:
+        assert (await router.ask(chat("phi:3b"))).status == 200
+        assert daemon.running == ["phi:3b"]
+        assert (await router.rewrite({"daemon": ollama(other)}))["changes"]["changed"] == ["daemon"]
+        assert (await router.ask(chat("phi:3b"))).status == 200
+        assert (daemon.running, other.running) == ([], ["phi:3b"])
+    await other.stop()

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 from engine_server import ok
+from reload_kit import from_file, process
 from router_kit import MakeRouter, RouterUnderTest
 
 from enginerouter.cli import routerctl, show
@@ -138,6 +139,31 @@ async def test_hold_and_release(router: RouterUnderTest) -> None:
     assert "owner: comfyui" in ended.out
     assert "hold: memory is free for comfyui (refuse, " in (await ctl("status")).out
     assert "released: yes" in (await ctl("release", "comfyui")).out
+
+
+async def test_reload_says_what_has_changed_and_all_that_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with from_file(tmp_path, {"a": process(), "b": process()}) as router:
+        monkeypatch.setenv("ENGINEROUTER_URL", router.url)
+        assert (await ctl("reload")).out == "nothing has changed\n"
+        router.write({"a": process("new"), "c": process()}, aliases={"x": "a"}, port=1)
+        ended = await ctl("reload")
+        assert (ended.code, ended.err) == (0, "")
+        assert ended.out.splitlines() == [
+            "new: c",
+            "gone, once idle: b",
+            "restart at their next need: a",
+            "keys that count at once: aliases",
+            "count when the router is started again: port",
+        ]
+        router.write({"a": {"type": "generic_proces"}}, prot=1)
+        ended = await ctl("reload")
+        assert (ended.code, ended.out) == (1, "")
+        first, *problems = ended.err.splitlines()
+        assert "was not reloaded, the running one goes on: 2 problems" in first
+        assert len(problems) == 2
+        assert all(str(router.path) in problem for problem in problems)
 
 
 async def test_an_unknown_name_ends_with_1_and_the_nearest_one(router: RouterUnderTest) -> None:

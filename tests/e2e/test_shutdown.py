@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
-import sys
+import socket
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from engine_server import DONE, SSE_HEAD, chunk, chunked, event
 from router_kit import CHAT, Client, MakeRouter, chat
+from router_process import demo_engine, serving
 
-SRC = Path(__file__).resolve().parents[2] / "src"
 EAGER = {"commit_after_s": 0.0, "first_byte_commit_s": 0.0, "swap_keepalive_interval_s": 0.02}
 
 
@@ -113,73 +111,36 @@ async def test_a_client_that_reads_nothing_does_not_hold_the_router_up(make_rout
 # --- a real process
 
 
-@contextlib.asynccontextmanager
-async def serving(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
-    """`python -m enginerouter` with one demo engine; gives the process and its port."""
-    command = [sys.executable, "-m", "enginerouter.demo.engine", "--port", "{port}", "--name", "m"]
-    config = {
-        "port": 0,
-        "log_file": None,
-        "shutdown_timeout_s": 0.5,
-        "engines": {"m": {"type": "generic_process", "start_cmd": [*command, "--memory-mib", "1", "--load-s", "0"]}},
-    }
-    (folder / "config.yaml").write_text(json.dumps(config))
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "enginerouter",
-        cwd=folder, env={**os.environ, "PYTHONPATH": str(SRC)}, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stderr is not None
-    try:
-        async with asyncio.timeout(15):
-            line = b""
-            while b"listening on" not in line:
-                line = await process.stderr.readline()
-                assert line, "it ended before it listened"
-        yield process, int(line.split(b"127.0.0.1:")[1].split(b",")[0])
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.stderr.read()
-        await process.wait()
+async def test_the_manager_is_told_how_long_the_end_of_engines_takes_that_a_reload_brought(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(f"\0enginerouter-test-{os.getpid()}")
+        manager.settimeout(15)
+        monkeypatch.setenv("NOTIFY_SOCKET", f"@enginerouter-test-{os.getpid()}")
 
+        async def heard(says: str) -> str:
+            while says not in (message := (await asyncio.to_thread(manager.recv, 4096)).decode()):
+                pass
+            return message
 
-async def test_sighup_reloads_the_file_and_a_wrong_one_changes_nothing(tmp_path: Path) -> None:
-    async with serving(tmp_path) as (process, port):
-        assert process.stderr is not None
-
-        async def hang_up(says: bytes) -> None:
+        async with serving(tmp_path, {"m": demo_engine("m")}) as (process, _):
+            await heard("READY=1")
+            file = tmp_path / "config.yaml"
+            config = json.loads(file.read_text())
+            config["engines"]["slow"] = {**demo_engine("slow"), "stop_timeout_s": 500}
+            file.write_text(json.dumps(config))
             process.send_signal(signal.SIGHUP)
-            async with asyncio.timeout(10):
-                while says not in await process.stderr.readline():  # type: ignore[union-attr]
-                    pass
-
-        async def ask(model: str) -> int:
-            client = Client(*await asyncio.open_connection("127.0.0.1", port))
-            await client.send("POST", CHAT, chat(model, max_tokens=1))
-            status = (await client.answer(10)).status
-            await client.close()
-            return status
-
-        file = tmp_path / "config.yaml"
-        config = json.loads(file.read_text())
-        assert await ask("other") == 404
-        file.write_text(json.dumps({**config, "aliases": {"other": "m"}}))
-        await hang_up(b"the configuration was reloaded: other keys: aliases")
-        assert await ask("other") == 200
-        file.write_text(json.dumps(config)[:40])
-        await hang_up(b"the configuration was not reloaded, the running one goes on: 1 problem")
-        assert await ask("other") == 200
-        file.unlink()
-        await hang_up(b"there is no such file")
-        assert await ask("other") == 200
-        process.terminate()
-        await process.stderr.read()
-        assert await process.wait() == 0
+            await heard("RELOADING=1")
+            await heard("READY=1")
+            process.terminate()
+            said = dict(line.split("=", 1) for line in (await heard("STOPPING=1")).splitlines())
+            assert int(said["EXTEND_TIMEOUT_USEC"]) > 500e6
 
 
 async def test_sigterm_with_an_open_stream_ends_in_time_and_sighup_ends_nothing(tmp_path: Path) -> None:
     """Predecessor E10: still running after 20 s. E11: SIGHUP killed it."""
-    async with serving(tmp_path) as (process, port):
+    async with serving(tmp_path, {"m": demo_engine("m")}) as (process, port):
         client = Client(*await asyncio.open_connection("127.0.0.1", port))
         await client.send("POST", CHAT, chat("m", stream=True, max_tokens=100_000))
         assert await client.head(10) == 200

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 from http_servers import HANGS, LM_STUDIO, LmStudio, OllamaDaemon, say
+from reload_kit import from_file, process
 from router_kit import MakeRouter, chat
 
 from enginerouter.config.engines import ApiSwap, Ollama
 from enginerouter.swap.phases import Phase
+from enginerouter.web import app
 from enginerouter.web.slots_of import MOST_REMEMBERED
 
 
@@ -105,3 +107,36 @@ async def test_of_such_figures_the_latest_are_kept_and_none_of_an_engine_that_is
         await router.stop()
         kept = list(json.loads(state.read_text())["learned"])
         assert kept == [*list(old)[50:], "a"], "the first ones were named longest ago"
+
+
+async def test_a_daemon_that_hangs_at_the_start_holds_up_neither_the_router_nor_engines_without_memory(
+    make_router: MakeRouter, daemons: list[OllamaDaemon]
+) -> None:
+    """The first answer of an embedder on the CPU used to come after every daemon's time-out, one after the other."""
+    for daemon in daemons:
+        daemon.fails["GET /api/ps"] = HANGS
+    router = await make_router({"cpu": {"holds_memory": False}}, http=ollamas(daemons), starts=False)
+    async with asyncio.timeout(3):
+        await router.router.start()
+        assert (await router.ask(chat("cpu"))).status == 200
+    assert all(router.phase(f"ollama{n}") is Phase.COLD for n in range(2)), "they have not said anything yet"
+
+
+async def test_a_reload_does_not_wait_for_a_daemon_that_hangs_at_the_start(
+    daemons: list[OllamaDaemon], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What needs no memory comes at once; what needs some waits for its word, also if it is configured no longer."""
+    monkeypatch.setattr(app, "TAKE_OVER_PATIENCE_S", 0.1)
+    daemon, says = daemons[0], asyncio.Event()
+    daemon.fails["GET /api/ps"] = [says, *say({"models": []})]
+    hanging = {"type": "ollama", "base_url": daemon.url, "unload_timeout_s": 1.5}
+    async with from_file(tmp_path, {"ollama": hanging, "a": process("one")}) as router:
+        await router.rewrite({"ollama": hanging, "a": process("one"), "cpu": process("cpu", holds_memory=False)})
+        assert (await router.said_by("cpu"))[1] == "cpu"
+        await router.rewrite({"a": process("two")})
+        asked = asyncio.ensure_future(router.said_by("a"))
+        await router.until(lambda: router.router.coordinator.queued == 1)
+        assert set(await router.slots()) >= {"ollama", "a"}, "it has not said yet what it has in memory"
+        says.set()
+        assert (await asked)[1] == "two"
+        await router.until_gone("ollama")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import json
 
 import pytest
 from edge_kit import ADMIN, HOST, KEYS, UMLAUT, USER, MakeEdge
@@ -64,7 +65,8 @@ async def test_every_channel_of_a_key_gives_the_same_verdict(make_edge: MakeEdge
         assert answer.status == expected, line
         if expected == 401:
             assert answer.headers["www-authenticate"] == "Bearer"
-            assert answer.error["code"] == "invalid_api_key"
+            said = json.loads(answer.body)
+            assert (said if b"/api/" in line else said["error"])["code"] == "invalid_api_key"
     assert (len(edge.seen) > 0) is (on_key == 200)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
 import time
@@ -12,7 +13,7 @@ import pytest
 from boxes import SCRIPTS, SLOT, Box, fake, is_alive
 
 from enginerouter.engines.process import GenericProcessEngine
-from enginerouter.errors import FreeFailed
+from enginerouter.errors import FreeFailed, PortTaken, StartFailed
 from llama import free_port
 
 
@@ -92,7 +93,7 @@ async def test_a_container_of_an_earlier_router_is_adopted(box: Box) -> None:
 
 
 async def test_a_stop_command_that_names_another_container_is_told(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("enginerouter.engines.process._CONTAINER_PORT_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("enginerouter.engines.process.CONTAINER_PORT_TIMEOUT_S", 0.3)
     engine = contained(box, "--ignore-term", stop=("stop", "another"), stop_timeout_s=0.1)
     monkeypatch.setattr("enginerouter.engines.launch._CONTAINER_GRACE_S", -4.8)
     await engine.start(SLOT)
@@ -102,3 +103,46 @@ async def test_a_stop_command_that_names_another_container_is_told(box: Box, mon
     os.kill(inside, signal.SIGKILL)
     while is_alive(inside):
         await asyncio.sleep(0.01)
+
+
+async def test_a_container_that_fails_to_start_is_an_error_with_its_words_and_leaves_nothing(box: Box) -> None:
+    engine = contained(box, "--delay", "0.1", "--say", "CUDA error: out of memory", "--exit", "1")
+    with pytest.raises(StartFailed, match="it ran out of memory") as caught:
+        await engine.start(SLOT)
+    assert caught.value.cause == "out_of_memory"
+    assert "CUDA error: out of memory" in (caught.value.admin_detail or "")
+    await engine.stop(SLOT)
+    assert engine.pid(SLOT) is None
+    assert not (box.folder / "box").exists()
+
+
+async def test_an_image_that_is_not_there_is_an_error_with_dockers_own_words(box: Box) -> None:
+    docker = str(SCRIPTS / "docker")
+    address = f"http://127.0.0.1:{free_port()}"
+    env = {"FAKE_DOCKER": str(box.folder), "FAKE_DOCKER_REFUSES": "Unable to find image 'nope:latest' locally"}
+    engine = box.engine(
+        docker, "run", "--name", "box", "nope", "x", base_url=address, stop_cmd=(docker, "stop", "box"), env=env
+    )
+    with pytest.raises(StartFailed, match="exited with status 125") as caught:
+        await engine.start(SLOT)
+    assert "Unable to find image" in (caught.value.admin_detail or "")
+    await engine.stop(SLOT)
+
+
+async def test_a_stranger_at_the_port_of_a_container_that_answers_200_is_not_taken_for_it(box: Box) -> None:
+    engine = contained(box)
+    stranger = box.engine(*fake(), base_url=engine._settings.base_url)
+    await stranger.start(SLOT)
+    pid = stranger.pid(SLOT)
+    other = Box(box.folder / "other")
+    other.folder.mkdir()
+    try:
+        apart = contained(other)
+        apart._settings = dataclasses.replace(apart._settings, base_url=engine._settings.base_url)
+        for step in (apart.check(SLOT, ()), apart.start(SLOT)):
+            with pytest.raises(PortTaken, match=f"process {pid}"):
+                await step
+        assert not (other.folder / "box").exists(), "nothing was run"
+        assert is_alive(pid or 0)
+    finally:
+        await other.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -147,9 +148,22 @@ async def test_a_server_that_sleeps_is_not_woken_to_save_nothing(box: Box) -> No
     assert await calls(engine) == ["/props"]
 
 
-async def test_at_the_end_of_the_router_nothing_is_saved(box: Box) -> None:
-    """It ends in bounded time."""
+async def test_at_the_end_of_the_router_what_the_resident_engine_has_read_is_saved_too(box: Box) -> None:
+    """A restart of the router used to lose the conversations of the one engine that was in use."""
     engine = keeping(box)
     await engine.start(SLOT)
     await engine.end(SLOT)
-    assert await calls(engine) == []
+    assert kept(box) == {"0": "tokens of 0", "2": "tokens of 2"}
+    assert engine.pid(SLOT) is None
+
+
+async def test_a_save_that_hangs_at_the_end_of_the_router_costs_a_bounded_time(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("enginerouter.engines.process.SAVE_AT_END_TIMEOUT_S", 0.3)
+    engine = keeping(box, "save-hangs", stop_timeout_s=20.0)
+    await engine.start(SLOT)
+    began_at = time.monotonic()
+    await engine.end(SLOT)
+    assert 0.3 <= time.monotonic() - began_at < 3.0
+    assert engine.pid(SLOT) is None

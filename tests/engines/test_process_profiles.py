@@ -125,6 +125,20 @@ async def test_profiles_at_one_address_are_processes_one_after_the_other(
     assert "I am small" in await engine.log_tail(SMALL)
 
 
+async def test_a_profile_whose_flag_takes_no_value_is_named_with_how_to_write_a_bare_switch(
+    box: Box, tmp_path: Path
+) -> None:
+    """`jinja: on` becomes `--jinja on`, which llama-server calls an invalid argument."""
+    (tmp_path / "m.gguf").touch()
+    profile = Profile(id="big", model=tmp_path / "m.gguf", flags={"say": "error: invalid argument: on", "exit": "1"})
+    engine = box.engine(*fake("{flags}"), "--body", "{model}", profiles={"big": profile})
+    with pytest.raises(StartFailed, match=r"^profile 'big' of engine 'llama' exited with status 1 ") as caught:
+        await engine.start(BIG)
+    assert caught.value.cause == "bad_flag"
+    assert "correct the profile's `flags` (a bare switch is written `jinja: null`;" in caught.value.message
+    await engine.stop(BIG)
+
+
 async def test_a_slot_that_is_no_profile_is_refused(box: Box) -> None:
     engine = box.engine(*fake("{flags}"), profiles=profiled(box))
     for slot in (SlotId("llama"), SlotId("llama", "none")):

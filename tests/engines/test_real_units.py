@@ -279,16 +279,51 @@ async def test_a_unit_that_runs_but_is_not_ready_is_stopped_at_start_up(manager:
     port = free_port()
     unit = manager.fake("unfit", port, "--status", "503", **ALWAYS)
     manager.systemctl("start", unit)
-    assert await units.engine(unit, port).adopt() == []
+    assert await units.engine(unit, port, start_timeout_s=0.5).adopt() == []
     assert manager.show(unit, "ActiveState") == "inactive"
 
 
-async def test_a_unit_stopped_or_restarted_by_hand_is_a_crash(manager: UserManager, units: UnitBox) -> None:
+async def test_a_unit_that_still_loads_when_the_router_boots_is_waited_for_and_not_stopped(
+    manager: UserManager, units: UnitBox
+) -> None:
+    """Both start when somebody logs in."""
     port = free_port()
-    unit = manager.fake("handled", port)
+    unit = manager.fake("booting", port, "--delay", "0.8", "--ready-after", "0.4")
+    manager.systemctl("start", unit)
+    pid = manager.pid(unit)
     engine = units.engine(unit, port)
-    for word, says in (("stop", "was stopped by somebody else"), ("restart", "while it served")):
+    assert await engine.adopt() == [SLOT]
+    assert manager.pid(unit) == pid
+    await engine.stop(SLOT)
+
+
+@pytest.mark.parametrize("options", [(), ("--exit-on-term",)])
+async def test_a_unit_stopped_or_restarted_by_hand_says_so_and_is_no_failed_start(
+    manager: UserManager, units: UnitBox, options: tuple[str, ...]
+) -> None:
+    """Killed by SIGTERM, or ended with status 0 on it, as llama-server does."""
+    port = free_port()
+    unit = manager.fake("handled", port, *options)
+    engine = units.engine(unit, port)
+    for word in ("stop", "restart"):
         await engine.start(SLOT)
         manager.systemctl(word, unit)
-        assert says in (await units.crash()).message
+        crash = await units.crash()
+        assert crash.was_stopped
+        assert crash.message == f"engine 'unit': unit '{unit}' was stopped by somebody else while it served"
         await engine.stop(SLOT)
+
+
+@pytest.mark.parametrize("restart", ["no", "always"])
+@pytest.mark.parametrize("ends", [("--die-after", "0.4"), ("--die-after", "0.4", "--die-with", "0"), ()])
+async def test_a_unit_that_ends_by_itself_or_is_killed_is_a_failed_start(
+    manager: UserManager, units: UnitBox, ends: tuple[str, ...], restart: str
+) -> None:
+    port = free_port()
+    unit = manager.fake("alone", port, *ends, Restart=restart, RestartSec="0.05")
+    engine = units.engine(unit, port)
+    await engine.start(SLOT)
+    if not ends:
+        os.kill(manager.pid(unit), signal.SIGTERM)
+    assert not (await units.crash()).was_stopped
+    await engine.stop(SLOT)

@@ -16,9 +16,16 @@ from boxes import SCRIPTS
 from unit_boxes import UNIT_SLOT as SLOT
 from unit_boxes import UnitBox
 
+from enginerouter.command import Said, run
 from enginerouter.engines import cgroup
 from enginerouter.engines.ports import free_port
-from enginerouter.engines.systemctl import Said, UnitState, manager_environment, missing_manager, parse_show, run
+from enginerouter.engines.systemctl import (
+    UnitState,
+    manager_environment,
+    missing_manager,
+    missing_system_manager,
+    parse_show,
+)
 from enginerouter.engines.unit_run import Judgement, allowed_restarts, end_in_words, judge
 from enginerouter.errors import FreeFailed, StartFailed
 from loop_watch import loop_watch
@@ -108,6 +115,14 @@ def test_the_variables_of_a_session_are_made_up_for_a_service() -> None:
     assert "XDG_RUNTIME_DIR" not in manager_environment("system", {}, 0)
 
 
+def test_a_missing_manager_of_the_system_is_said_with_what_to_do(tmp_path: Path) -> None:
+    assert "systemd does not run this machine" in (missing_system_manager(tmp_path) or "")
+    (tmp_path / "systemd/system").mkdir(parents=True)
+    assert "as from inside a container" in (missing_system_manager(tmp_path) or "")
+    (tmp_path / "systemd/private").touch()
+    assert missing_system_manager(tmp_path) is None
+
+
 def test_a_missing_user_manager_is_said_with_what_to_do(tmp_path: Path) -> None:
     assert "enable-linger" in (missing_manager({"XDG_RUNTIME_DIR": str(tmp_path)}) or "")
     (tmp_path / "bus").touch()
@@ -155,7 +170,20 @@ def test_a_unit_that_systemd_restarts_has_ended_unless_that_restart_is_what_is_w
         (but(FAILED, result="start-limit-hit"), "too often"),
         (but(FAILED, result="oom-kill"), "lack of memory"),
         (but(DOWN, is_condition_met=False), "conditions"),
-        (DOWN, "stopped by somebody else"),
+        (but(UP, active="deactivating", started_at=1.0, inactive_at=5.0), "was stopped by somebody else"),
+        (
+            but(
+                FAILED,
+                active="inactive",
+                result="success",
+                exit_status=0,
+                started_at=1.0,
+                inactive_at=5.0,
+                exited_at=4.9,
+            ),
+            "ended with status 0, unasked",
+        ),
+        (DOWN, "ended in good order, by itself or because somebody stopped it"),
         (but(UP, invocation="b"), "ended"),
     ],
 )
@@ -203,7 +231,7 @@ INACTIVE = r"LoadState=loaded\nActiveState=inactive\nSubState=dead\nCanStart=yes
 async def test_a_command_that_hangs_is_ended_with_all_it_started(tmp_path: Path) -> None:
     script = f"sleep 60 & echo $! > {tmp_path}/pid; wait"
     before = time.monotonic()
-    said = await run(["sh", "-c", script], os.environ, 0.3)
+    said = await run(["sh", "-c", script], 0.3)
     assert time.monotonic() - before < 1
     assert said.hung
     assert "did not answer within 0.3 s" in said.problem()
@@ -214,7 +242,7 @@ async def test_a_command_that_hangs_is_ended_with_all_it_started(tmp_path: Path)
 
 
 async def test_a_command_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
-    task = asyncio.ensure_future(run(["sleep", "60"], os.environ, 60))
+    task = asyncio.ensure_future(run(["sleep", "60"], 60))
     await asyncio.sleep(0.1)
     task.cancel()
     before = time.monotonic()
@@ -283,7 +311,7 @@ async def test_a_systemctl_that_hangs_at_the_stop_is_a_failure_to_free(units: Un
 async def test_what_systemd_refuses_is_quoted(units: UnitBox, systemctl: MakeCommand) -> None:
     refuses = "case \"$*\" in *show*) printf '%s';; *) echo 'Interactive authentication required.' >&2; exit 1;; esac"
     systemctl(refuses % INACTIVE)
-    engine = units.engine("x.service", free_port(), scope="system")
+    engine = units.engine("x.service", free_port(), scope="system", start_timeout_s=0.2)
     with pytest.raises(StartFailed, match="Interactive authentication required"):
         await engine.start(SLOT)
     await engine.stop(SLOT)  # it never ran
@@ -295,7 +323,7 @@ async def test_what_systemd_refuses_is_quoted(units: UnitBox, systemctl: MakeCom
 async def test_a_unit_that_outlives_even_its_kill_is_named(
     units: UnitBox, systemctl: MakeCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("enginerouter.engines.systemd_unit._KILL_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("enginerouter.engines.systemd_unit.KILL_TIMEOUT_S", 0.2)
     systemctl(shows(ACTIVE))
     engine = units.engine("x.service", free_port(), start_timeout_s=0.2, stop_timeout_s=0.2)
     with pytest.raises(StartFailed):
@@ -318,9 +346,7 @@ async def test_without_a_journal_the_error_says_so_and_quotes_the_status(
 
 
 def test_what_was_said_is_one_printable_line() -> None:
-    assert Said("systemctl start x", 1, error="no\n\x1b[31mway").problem() == (
-        "`systemctl start x` failed: no \\x1b[31mway"
-    )
+    assert Said("systemctl start x", 1, error="no\n\x1b[31mway").problem() == "no \\x1b[31mway (`systemctl start x`)"
 
 
 async def test_a_unit_that_answers_before_systemd_was_asked_again_is_no_stranger(

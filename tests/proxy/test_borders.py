@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from enginerouter.dialects.translation import OPENAI
 from enginerouter.proxy.downstream import HELD_BYTES, Downstream, KeepAlive, Mode, last_border
 from enginerouter.tasks import TaskGroup
 
@@ -35,7 +36,7 @@ RULES = KeepAlive()
     ],
 )
 def test_where_the_last_whole_event_ends(chunk: bytes, whole: bytes) -> None:
-    assert chunk[: last_border(chunk)] == whole
+    assert chunk[: last_border(chunk, OPENAI.event_ends)] == whole
 
 
 class Written:
@@ -52,7 +53,7 @@ class Written:
 
 
 def committed(written: Written, *, is_event_stream: bool = True) -> Downstream:
-    client = Downstream(None, RULES, Mode.COMMENT, lambda: "x", TaskGroup())  # type: ignore[arg-type]
+    client = Downstream(None, RULES, Mode.COMMENT, lambda: "x", TaskGroup(), OPENAI)  # type: ignore[arg-type]
     client._response = written  # type: ignore[assignment]
     client.is_event_stream = is_event_stream
     return client
@@ -116,7 +117,7 @@ def test_no_byte_is_lost_however_a_stream_is_cut(parts: list[bytes], data: st.Da
     seen = b""
     for piece in pieces[:-1]:
         seen += piece
-        assert last_border(seen) == len(seen), "between two pieces a comment may be sent"
+        assert last_border(seen, OPENAI.event_ends) == len(seen), "between two pieces a comment may be sent"
 
 
 MODES = [

@@ -27,6 +27,7 @@ from user_manager import UserManager
 
 pytestmark = pytest.mark.real
 SOURCE = Path(enginerouter.__file__).parents[1]
+HARDENING = Path(__file__).resolve().parents[2] / "deploy/systemd/hardening.conf"
 # A router whose coordinator ends, while all else goes on, when it is told to.
 STUCK = """
 import asyncio, signal, sys
@@ -135,7 +136,8 @@ def test_systemctl_reload_returns_when_the_new_configuration_counts(service: Rou
     service.systemctl("reload", NAME)
     until(lambda: "problems" in last_reload(service) and last_reload(service)["problems"], "it is refused")
     service.ask("other")
-    assert service.show("StatusText") == f"listening on {service.url}"
+    # systemd reads what it is told when it comes to it.
+    until(lambda: service.show("StatusText") == f"listening on {service.url}", "systemd knows that it is over")
     assert service.show("ActiveState") == "active"
     assert (service.pid, service.engine().pid) == (router, engine.pid)
 
@@ -151,6 +153,18 @@ def until_reloaded(service: RouterService) -> None:
     if service.show("Type") == "notify-reload":
         assert last_reload(service)["reloaded"]
     until(lambda: last_reload(service).get("reloaded"), "it is reloaded")
+
+
+def test_with_the_hardening_drop_in_it_starts_and_swaps(service: RouterService) -> None:
+    service.configure()
+    service.install()
+    service.manager.drop_in(NAME, HARDENING)
+    service.systemctl("start", NAME)
+    service.ask("a")
+    service.ask("b")
+    assert "NoNewPrivs:\t1" in Path(f"/proc/{service.engine().pid}/status").read_text(), "it holds for engines"
+    service.systemctl("stop", NAME)
+    assert service.show("Result") == "success"
 
 
 def test_a_stop_with_an_open_stream_ends_inside_the_units_time(service: RouterService) -> None:

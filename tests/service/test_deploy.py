@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from enginerouter.config.load import load
+from enginerouter.config.model import Config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEPLOY = REPOSITORY / "deploy"
@@ -59,6 +60,15 @@ def test_the_containers_configuration_loads_and_its_compose_file_fits_it() -> No
     assert "enginerouter" in config.allowed_hosts
     assert (REPOSITORY / router["build"]["dockerfile"]).exists()
     assert config.engines["ollama"].base_url == "http://ollama:11434"
+
+
+def test_opencodes_provider_leads_to_the_port_that_is_ours_by_default() -> None:
+    found = json.loads((DEPLOY / "opencode.json").read_text())
+    provider = found["provider"]["enginerouter"]
+    assert provider["options"]["baseURL"] == f"http://127.0.0.1:{Config().port}/v1"
+    for wanted in ("model", "small_model"):
+        name, _, model = found[wanted].partition("/")
+        assert model in found["provider"][name]["models"]
 
 
 @pytest.mark.skipif(shutil.which("haproxy") is None, reason="needs haproxy")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,12 +29,32 @@ def engine(**more: object) -> dict[str, object]:
     return {"type": "generic_process", "start_cmd": ["true", "{port}"], **more}
 
 
+@pytest.mark.parametrize(
+    ("one", "stop_s"),
+    [
+        ({"type": "ollama"}, 30 + 20),
+        ({"type": "ollama", "unload_timeout_s": 5}, 5 + 20),
+        ({"type": "api_swap", "base_url": "http://127.0.0.1:5000", "stop_timeout_s": 7}, 7 + 20),
+        ({"type": "systemd_unit", "unit": "x", "base_url": "http://127.0.0.1:1"}, 30 + 10 + 20),
+        (engine(), 30 + 10 + 20),
+        (engine(start_cmd=["llama", "--slot-save-path", "x", "{port}"], keep_slots=True), 30 + 10 + 10 + 20),
+        (engine(start_cmd=["docker", "run", "{port}"], stop_cmd=["docker", "stop", "-t", "60", "x"]), 65 + 15 + 20),
+        ({"type": "remote", "base_url": "https://x.example/v1"}, 20),
+        (engine(stop_timeout_s=900, enabled=False), 20),
+    ],
+)
+def test_the_stop_time_holds_what_each_kind_of_engine_can_take(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], one: dict[str, object], stop_s: int
+) -> None:
+    assert unit(tmp_path, capsys, engines={"a": one})["TimeoutStopSec"] == str(stop_s)
+
+
 def test_the_stop_time_holds_streams_the_slowest_engine_and_ten_seconds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engines = {"a": engine(stop_timeout_s=90), "b": engine()}
     found = unit(tmp_path, capsys, shutdown_timeout_s=25, engines=engines)
-    assert found["TimeoutStopSec"] == "125"
+    assert found["TimeoutStopSec"] == "135"
     assert found["KillMode"] == "mixed"
     assert found["OOMPolicy"] == "continue"
 
@@ -86,3 +107,21 @@ def test_systemd_finds_nothing_wrong_with_it(tmp_path: Path) -> None:
     )
     ours = [line for line in said.stderr.splitlines() if "enginerouter" in line]
     assert ours == [], said.stderr
+
+
+@pytest.mark.parametrize("kind", ["service", "socket"])
+def test_the_units_in_deploy_are_those_that_are_printed_for_the_example(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the paths of somebody's home in place of ours."""
+    monkeypatch.setenv("PATH", "/usr/local/bin:/usr/bin:/bin")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    (tmp_path / "enginerouter").touch()
+    config = tmp_path / "config.yaml"
+    config.write_text((DEPLOY.parent / "config.example.yaml").read_text())
+    assert main(["unit", "--config", str(config), *(["--socket"] if kind == "socket" else [])]) == 0
+    text = capsys.readouterr().out.replace(f"{tmp_path}/enginerouter", "/home/you/.local/bin/enginerouter")
+    text = text.replace(str(tmp_path), "/home/you/.config/enginerouter")
+    (tmp_path / kind).write_text(text)
+    kept = DEPLOY / f"systemd/enginerouter.{kind}"
+    assert kept.read_text() == text, f"cp {tmp_path / kind} {kept}"

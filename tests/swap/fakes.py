@@ -20,7 +20,6 @@ from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.memory import HostSource
 from enginerouter.swap.model import Learned, Lease, Rules, SlotSpec, SwapReport
 from enginerouter.swap.phases import Phase
-from enginerouter.swap.renewal import Renewed
 from swap.virtual_time import now
 
 MIB = 1024**2
@@ -117,9 +116,10 @@ class FakeEngine:
         self.stops: list[tuple[float, SlotId]] = []
         self.checks: list[tuple[SlotId, tuple[SlotId, ...]]] = []
         self.to_adopt: list[SlotId] = []
+        self.adopt_s = 0.0
         self.adopt_error: Exception | None = None
         self.frozen: str | None = None
-        self.is_closed = False
+        self.closes = 0
         self._on_exit: OnExit | None = None
         self._busy: dict[SlotId, str] = {}
 
@@ -196,6 +196,7 @@ class FakeEngine:
         return self.frozen
 
     async def adopt(self) -> list[SlotId]:
+        await asyncio.sleep(self.adopt_s)
         if self.adopt_error is not None:
             raise self.adopt_error
         for slot in self.to_adopt:
@@ -203,14 +204,14 @@ class FakeEngine:
         return self.to_adopt
 
     async def close(self) -> None:
-        self.is_closed = True
+        self.closes += 1
 
-    def crash(self, slot: SlotId) -> None:
+    def crash(self, slot: SlotId, *, was_stopped: bool = False) -> None:
         """The slot's process dies, and the coordinator is told, as a watcher would."""
         if slot in self.machine.running and self._busy.get(slot) != "stop":
             self.machine.give_back(slot, self.scripts[slot])
             assert self._on_exit is not None
-            self._on_exit(slot, EngineCrashed(self._name, f"{slot} died"))
+            self._on_exit(slot, EngineCrashed(self._name, f"{slot} died", was_stopped=was_stopped))
 
 
 class SharedEngine(FakeEngine):
@@ -339,7 +340,6 @@ class World:
             learned={sid(k): v for k, v in (known or {}).items()},
             now=now,
         )
-        self.configured = set(self.engines)
         self.requests: set[asyncio.Task[str]] = set()
 
     async def __aenter__(self) -> World:
@@ -402,35 +402,6 @@ class World:
         """Make it resident and idle, its linger over."""
         await self.ask(slot, 0.0)
         await asyncio.sleep(self.rules.linger_s + 0.01)
-
-    def reload(
-        self,
-        specs: Iterable[str | SlotSpec],
-        *,
-        changed: Iterable[str] = (),
-        replaced: Iterable[str] = (),
-        rules: Rules | None = None,
-    ) -> dict[str, FakeEngine]:
-        """What a reload tells the coordinator; gives the new engines. `replaced`: those that another one follows."""
-        there = [s if isinstance(s, SlotSpec) else spec(s) for s in specs]
-        self.scripts = {s.id: self.scripts.get(s.id) or Script(own_bytes=True) for s in there} | self.scripts
-        named, before = {s.id.engine for s in there}, self.configured
-        new = {
-            name: FakeEngine(name, self.machine, {s: c for s, c in self.scripts.items() if s.engine == name})
-            for name in named
-            if name not in before or name in replaced
-        }
-        renewed = Renewed(
-            there,
-            rules or self.rules,
-            lambda _: None,
-            engines=new,
-            removed=before - named,
-            changed_slots=frozenset(map(sid, changed)),
-        )
-        self.configured = named
-        self.coordinator.renew(renewed, {})
-        return new
 
     def is_at_rest(self) -> bool:
         """No swap, no lease, no ticket."""

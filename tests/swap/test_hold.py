@@ -91,6 +91,40 @@ async def test_a_hold_that_expires_lets_those_who_wait_in():
 
 
 @virtual
+async def test_the_time_of_a_hold_counts_from_when_the_memory_is_free():
+    """A drain that takes longer than the hold used to leave its owner nothing."""
+    async with World(["a"]) as world:
+        await world.serve("a")
+        talking = world.request("a", 20.0)
+        await settle_down()
+        hold = world.coordinator.hold("comfy", expires_s=3.0)
+        with pytest.raises(Held, match="for 'comfy' for 3 s once it is free"):
+            await world.ask("a")
+        await decided(hold)
+        assert await talking == "answered by a"
+        free_at = now()
+        await world.until(lambda: world.coordinator.current_hold is None)
+        assert now() - free_at == pytest.approx(3.0, abs=0.1)
+
+
+@virtual
+async def test_after_a_hold_a_pinned_slot_comes_back_before_whoever_waits():
+    """It used to stay cold for as long as the other one had work."""
+    together = Rules(together=(frozenset({"a", "b"}),))
+    for rules, outcome in ((Rules(), "pinned"), (together, "answered by b")):
+        async with World([spec("a", is_pinned=True), "b"], rules) as world:
+            await world.serve("a")
+            await decided(world.coordinator.hold("comfy", mode="queue"))
+            asked = world.request("b", 100.0)
+            await settle_down()
+            world.coordinator.release()
+            await world.in_phase("a", "ready")
+            assert world.diary.starts()[:2] == ["a", "a"]
+            (said,) = await asyncio.gather(asked, return_exceptions=True)
+            assert (said.code if isinstance(said, RouterError) else said) == outcome
+
+
+@virtual
 async def test_a_pin_does_not_keep_its_slot_but_it_comes_back_by_itself():
     async with World([spec("a", is_pinned=True), "b"]) as world:
         await world.serve("a")

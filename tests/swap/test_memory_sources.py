@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import stat
 import sys
 import threading
@@ -111,7 +112,75 @@ async def test_an_nvidia_smi_that_hangs_is_ended_and_reading_it_never_blocks(
     began_at = time.monotonic()
     assert "did not answer within 0.5 s" in (await reader.read()).problem
     assert time.monotonic() - began_at < 5.0
-    assert reader._unkillable is None
+    assert not reader._unkillable
+
+
+async def test_a_wrapper_of_nvidia_smi_that_hangs_is_ended_with_its_child_and_leaves_no_traceback(tmp_path: Path):
+    """`check` used to leave the wrapper's child running, and ended in two tracebacks of a closed event loop."""
+    pid, smi = tmp_path / "pid", tmp_path / "bin/nvidia-smi"
+    smi.parent.mkdir()
+    smi.write_text(f"#!/bin/sh\nsleep 60 &\necho $! >> {pid}\nwait\n")
+    smi.chmod(0o755)
+    script = (
+        "import asyncio, enginerouter.swap.nvidia as nvidia\n"
+        "nvidia.TOOL_TIMEOUT_S = 0.5\n"
+        "from enginerouter.swap.pick import Picked\n"
+        "async def main():\n"
+        "    source = Picked('auto')\n"
+        "    await source.start()\n"
+        "    await source.close()\n"
+        "    print(source.name, *source.warnings)\n"
+        "asyncio.run(main())\n"
+    )
+    environment = {**os.environ, "PATH": f"{smi.parent}:/usr/bin:/bin"}
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=-1, stderr=-1, env=environment)
+    out, errors = await asyncio.wait_for(process.communicate(), 20)
+    assert errors.decode() == ""
+    assert out.decode().startswith(f"{host_source().name} NVIDIA cards cannot be asked: `nvidia-smi` did not answer")
+    children = [int(line) for line in pid.read_text().split()]
+    assert len(children) == 2
+    for child in children:
+        assert not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2]
+
+
+@virtual
+async def test_a_tool_that_hangs_costs_a_swap_its_wait_once_and_not_at_each_step():
+    reader = Script(lambda at: 5)
+    source = Nvidia(reader, now)
+    await source.start()
+    reader.seconds = 60.0
+    began_at = now()
+    for _ in range(8):
+        await source.refresh()
+    assert now() - began_at == pytest.approx(STALE_AFTER_S)
+    assert "has not answered for" in source.problem
+    await source.close()
+
+
+@virtual
+async def test_a_driver_that_hangs_from_the_start_is_named_and_not_called_unread():
+    source = Nvidia(Script(lambda at: 5, seconds=600.0), now)
+    await source.start()
+    assert source.problem == "script has not answered within 13 s"
+    await source.close()
+
+
+async def test_where_nvml_cannot_be_used_nvidia_smi_is_asked_and_that_is_said(tmp_path: Path):
+    smi = fake_smi(tmp_path, "print('NVIDIA H200, 1000, 400, 600' if 'gpu=' in query else '77, 400')")
+    source = Picked("auto", readers=lambda: [Nvml(FakeNvml(init_error=9)), smi], amd=no_amd)
+    await source.start()
+    assert (source.name, source.available()) == ("nvidia (nvidia-smi)", 600 * MIB)
+    assert source.warnings == ("NVML: Driver Not Loaded; nvidia (nvidia-smi) is read",)
+    await source.close()
+
+
+async def test_where_neither_can_be_used_both_reasons_are_told(tmp_path: Path):
+    smi = fake_smi(tmp_path, "print('no driver here')\nsys.exit(9)")
+    source = Picked("auto", readers=lambda: [Nvml(FakeNvml(init_error=9)), smi], amd=no_amd)
+    await source.start()
+    (warning,) = source.warnings
+    assert "NVML: Driver Not Loaded; no driver here (`nvidia-smi`)" in warning
+    assert source.name == host_source().name
 
 
 async def test_closing_ends_the_command_that_is_being_read(tmp_path: Path):
@@ -173,9 +242,15 @@ async def test_a_driver_that_hangs_makes_memory_unreadable_and_stops_nothing(mon
     threads = threading.active_count()
     await source.refresh(within_s=0.1)
     assert threading.active_count() == threads  # no second call into it
-    nvml.gate.set()
+    began_at = time.monotonic()
     await source.refresh()
-    assert source.available() == 5
+    assert time.monotonic() - began_at < 0.1  # it is known to hang: a swap has many steps
+    nvml.gate.set()
+    async with asyncio.timeout(5.0):
+        while source.available() != 5:
+            await source.refresh()
+            await asyncio.sleep(0.01)
+    assert not source.problem
     await source.close()
 
 
@@ -309,6 +384,24 @@ def test_the_compute_driver_lists_what_each_process_has(tmp_path: Path):
     assert Amdgpu(tmp_path, tmp_path / "kfd").processes() == {4711: 1024, 4712: None}
 
 
+def test_a_card_whose_kind_its_memory_tells_is_not_woken_for_its_metrics(tmp_path: Path):
+    """Reading `gpu_metrics` wakes a card on older kernels; here the file cannot be read, and is not missed."""
+    amd_card(tmp_path, "card1", vram=(48 * GIB, 0), gtt=(32 * GIB, 0), metrics=None)
+    (tmp_path / "card1/device/gpu_metrics").mkdir()  # whoever opens it gets an error
+    assert [d.is_unified for d in Amdgpu(tmp_path, tmp_path / "none").devices()] == [False]
+
+
+async def test_amd_cards_are_looked_for_in_a_thread():
+    threads: list[threading.Thread] = []
+
+    def find() -> Amdgpu:
+        threads.append(threading.current_thread())
+        return no_amd()
+
+    await Picked("auto", readers=list, amd=find).start()
+    assert threads != [threading.main_thread()]
+
+
 def test_a_machine_without_amd_cards_has_none(tmp_path: Path):
     source = Amdgpu(tmp_path, tmp_path)
     assert (source.available(), source.devices()) == (None, ())
@@ -397,7 +490,7 @@ def no_amd() -> Amdgpu:
 
 async def test_the_picked_source_is_read_and_closed():
     nvml = FakeNvml(Card("NVIDIA H200", Memory(1000, 600), [ProcessInfo(7, 300)]))
-    source = Picked("auto", reader=lambda: Nvml(nvml), amd=no_amd)
+    source = Picked("auto", readers=lambda: [Nvml(nvml)], amd=no_amd)
     assert source.available() is not None  # the host's, until it is started
     await source.start()
     assert (source.name, source.why) == ("nvidia (NVML)", "discrete cards: NVIDIA H200")
@@ -407,7 +500,7 @@ async def test_the_picked_source_is_read_and_closed():
 
 
 async def test_on_a_unified_machine_the_host_is_read_and_the_card_is_shown():
-    source = Picked("auto", reader=lambda: Nvml(FakeNvml(Card("NVIDIA GB10", 3))), amd=no_amd)
+    source = Picked("auto", readers=lambda: [Nvml(FakeNvml(Card("NVIDIA GB10", 3)))], amd=no_amd)
     await source.start()
     assert source.name == host_source().name
     assert source.counts_host_pages
@@ -428,4 +521,4 @@ async def test_every_source_can_be_asked_for():
 
 async def test_nvidia_asked_for_where_no_tool_is_there_is_an_error():
     with pytest.raises(ConfigError, match=r"'nvidia' is asked for, .*neither nvidia-smi nor the extra `gpu`"):
-        await Picked("nvidia", reader=lambda: None, amd=no_amd).start()
+        await Picked("nvidia", readers=list, amd=no_amd).start()

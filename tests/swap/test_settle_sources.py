@@ -7,14 +7,19 @@ the same polling as NVML and nvidia-smi are, each reading taking its time; the h
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
 
+import psutil
 import pytest
 
 from enginerouter.slots import SlotId
+from enginerouter.swap.amdgpu import Amdgpu
 from enginerouter.swap.coordinator import Coordinator
-from enginerouter.swap.memory import Device, HostSource, MemorySource
+from enginerouter.swap.memory import Device, HostSource, MemorySource, Psutil
 from enginerouter.swap.model import Rules, SlotSpec
 from enginerouter.swap.nvidia import CardReading, Nvidia
 from swap.fakes import GIB, Diary, FakeEngine, Machine, Script, leased, sid
@@ -63,9 +68,10 @@ CURVES: dict[str, tuple[Curve, str, float]] = {
 class Scripted(Machine):
     """Memory whose return follows a curve; `lists` are the processes that a card lists."""
 
-    def __init__(self, curve: Curve) -> None:
+    def __init__(self, curve: Curve, folder: Path = Path()) -> None:
         super().__init__()
         self.curve = curve
+        self.folder = folder  # for a source that reads files
         self.ended_at: float | None = None
         self.is_listed_for_s = 0.0
 
@@ -117,11 +123,53 @@ class Reader:
         return CardReading((Device("card", self.machine.total, free),), processes)
 
 
+class Amd(Amdgpu):
+    """The driver's files under a folder, written anew before each reading."""
+
+    def __init__(self, machine: Scripted, folder: Path) -> None:
+        self.machine = machine
+        self.card, self.kfd = folder / "drm/card0/device", folder / "kfd"
+        for made in (self.card, self.kfd):
+            made.mkdir(parents=True)
+        (self.card / "mem_info_vram_total").write_text(str(machine.total))
+        self.write()
+        super().__init__(folder / "drm", self.kfd)
+
+    def write(self) -> None:
+        (self.card / "mem_info_vram_used").write_text(str(self.machine.total - self.machine.free()))
+        for process in self.kfd.iterdir():
+            shutil.rmtree(process)
+        for pid, size in self.machine.lists().items():
+            (self.kfd / str(pid)).mkdir()
+            (self.kfd / str(pid) / "vram_51032").write_text(str(size))
+
+    async def refresh(self) -> None:
+        self.write()
+        await super().refresh()
+
+    def available(self) -> int | None:
+        self.write()
+        return super().available()
+
+
+class PsutilOf(Psutil):
+    """psutil of a machine whose memory is the script's."""
+
+    def __init__(self, machine: Scripted) -> None:
+        self.machine = machine
+
+    def available(self) -> int | None:
+        with mock.patch.object(psutil, "virtual_memory", return_value=mock.Mock(available=self.machine.free())):
+            return super().available()
+
+
 Make = Callable[[Scripted], MemorySource]
 SOURCES: dict[str, tuple[Make, type[FakeEngine], float]] = {
     "host": (lambda m: m, FakeEngine, 0.0),
     "NVML": (lambda m: Nvidia(Reader(m, 0.002, lists=True), now), CardEngine, 0.01),
     "nvidia-smi": (lambda m: Nvidia(Reader(m, 0.3, lists=True), now), CardEngine, 0.7),
+    "amdgpu": (lambda m: Amd(m, m.folder), CardEngine, 0.01),
+    "psutil": (PsutilOf, FakeEngine, 0.0),
     "card without a list": (lambda m: Nvidia(Reader(m, 0.002, lists=False), now), CardEngine, 0.01),
 }
 
@@ -144,10 +192,10 @@ async def swap(make: Make, engines: type[FakeEngine], machine: Scripted) -> tupl
 
 
 @pytest.mark.parametrize(("curve", "source"), [(c, s) for c in CURVES for s in SOURCES])
-def test_each_curve_reaches_its_verdict_on_each_source(curve: str, source: str):
+def test_each_curve_reaches_its_verdict_on_each_source(curve: str, source: str, tmp_path: Path):
     shape, verdict, seconds = CURVES[curve]
     make, engines, slower_s = SOURCES[source]
-    said, took = run(swap(make, engines, Scripted(shape)))
+    said, took = run(swap(make, engines, Scripted(shape, tmp_path)))
     assert said == verdict
     assert seconds - 0.001 <= took <= seconds + slower_s + 0.05
 
@@ -182,6 +230,15 @@ def test_a_driver_that_hangs_in_the_middle_is_unreadable_after_two_seconds():
     said, took = run(swap(lambda m: Nvidia(Reader(m, 0.002, lists=True, hangs_at=4.0), now), CardEngine, machine))
     assert said == "unreadable"
     assert took < 6.0
+
+
+def test_a_driver_that_hangs_is_a_warning_that_says_so(caplog: pytest.LogCaptureFixture):
+    """It used to be one line at INFO without a reason."""
+    machine = Scripted(late)
+    run(swap(lambda m: Nvidia(Reader(m, 0.002, lists=True, hangs_at=0.7), now), CardEngine, machine))
+    (said,) = [r for r in caplog.records if "memory of a: unreadable" in r.getMessage()]
+    assert said.levelname == "WARNING"
+    assert said.getMessage().endswith(": scripted has not answered for 2 s")
 
 
 def test_a_source_that_is_off_waits_for_nothing():

@@ -23,7 +23,9 @@ LARGEST_SHARE = 4
 class Asked:
     """A request on its way to one target: `body` are the bytes that the engine would get.
 
-    `fence` stands for what the key that asks may do; requests with different fences share nothing.
+    `sent_path` and `form` are set where those are a translation: where they would go, and what the client sent, which
+    may want the same answer in another form. `fence` stands for what the key that asks may do; requests with different
+    fences share nothing.
     `is_local_only`: no word of it may leave this machine.
     """
 
@@ -34,6 +36,8 @@ class Asked:
     served: Served
     fence: str
     is_local_only: bool = False
+    sent_path: str = ""
+    form: bytes = b""
 
 
 class AnswerCache:
@@ -66,12 +70,12 @@ class AnswerCache:
     async def question(self, asked: Asked) -> Question | None:
         """What to look up, and to answer if need be; None where nothing may be read or kept."""
         wish = wish_of(value for name, value in asked.headers if name.lower() == "cache-control")
-        if not (wish.may_read or wish.may_keep) or len(asked.body) > MAX_REQUEST_BYTES:
+        if not (wish.may_read or wish.may_keep) or len(asked.body) + len(asked.form) > MAX_REQUEST_BYTES:
             return None
         # Not even its hash: a store elsewhere would see that, and when, something was asked again.
         if asked.is_local_only and self._is_remote:
             return None
-        key = _key(asked) if len(asked.body) <= INLINE_BYTES else await asyncio.to_thread(_key, asked)
+        key = _key(asked) if len(asked.body) + len(asked.form) <= INLINE_BYTES else await asyncio.to_thread(_key, asked)
         return None if key is None else Question(self, asked.path, key, wish)
 
     async def find(self, key: Key) -> Kept | None:
@@ -104,9 +108,10 @@ class AnswerCache:
 def _key(asked: Asked) -> Key | None:
     try:
         body = read_body(asked.body)
-        if not is_repeatable(asked.path, body):
+        if not is_repeatable(asked.sent_path or asked.path, body):
             return None
-        return key_of(asked.path, asked.query, asked.headers, body, asked.served, asked.fence)
+        form = read_body(asked.form) if asked.form else {}
+        return key_of(asked.path, asked.query, asked.headers, body, asked.served, asked.fence, form)
     except ValueError:  # duplicate names, or not even JSON: the engine says so
         return None
 

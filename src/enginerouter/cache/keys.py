@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
+from types import MappingProxyType
 from typing import Any
 
 # Of the form of keys and values: raise it when either changes, and old ones are no longer found.
@@ -86,12 +87,18 @@ def key_of(
     body: Mapping[str, Any],
     served: Served,
     fence: str,
+    form: Mapping[str, Any] = MappingProxyType({}),
 ) -> Key:
-    """The key of the answer to this body. Raises ValueError where the body has no canonical form."""
+    """The key of the answer to this body. Raises ValueError where the body has no canonical form.
+
+    `form` is what the client sent, where the body is a translation of it; its model counts by who serves it.
+    """
     around = [VERSION, path, query, meaningful(headers), served.engine, served.reached_by, served.model, fence]
     digest = blake2b(json.dumps(around).encode(), digest_size=32)
     try:
         digest.update(b"\n" + canonical(body))
+        if form:
+            digest.update(b"\n" + canonical({name: value for name, value in form.items() if name != "model"}))
     except RecursionError:
         raise ValueError("nested too deeply") from None
     return Key(served.engine, digest.hexdigest())

@@ -25,12 +25,14 @@ VECTORS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 # Where the answers to these have what was asked for, in the words of all dialects.
 RESULTS = ("data", "results", "embeddings", "embedding")
-# Path → where the temperature is, and whether an answer is streamed unless the request says otherwise.
-CHATS: Mapping[str, tuple[str | None, bool]] = MappingProxyType(
+# Path → what must not be empty, where the temperature is, and whether an answer is streamed unless the request says
+# otherwise.
+CHATS: Mapping[str, tuple[str, str | None, bool]] = MappingProxyType(
     {
-        "/v1/chat/completions": (None, False),
-        "/v1/messages": (None, False),
-        "/api/chat": ("options", True),
+        "/v1/chat/completions": ("messages", None, False),
+        "/v1/messages": ("messages", None, False),
+        "/api/chat": ("messages", "options", True),
+        "/api/generate": ("prompt", "options", True),
     }
 )
 # A request that names one of these is never deterministic. Tools: a call is an action with an id of its own, an agent
@@ -66,9 +68,11 @@ def is_repeatable(path: str, body: Mapping[str, Any]) -> bool:
     """Whether the answer to this body is the same every time, as far as can be told."""
     if (needed := VECTORS.get(path)) is not None:
         return any(body.get(name) for name in needed) and not body.get("stream")
-    if path not in CHATS or not body.get("messages"):
+    if path not in CHATS:
         return False
-    inside, streams = CHATS[path]
+    filled, inside, streams = CHATS[path]
+    if not body.get(filled):
+        return False
     where = body if inside is None else body.get(inside)
     if not isinstance(where, dict) or not _is_zero(where.get("temperature")):
         return False

@@ -14,6 +14,7 @@ from enginerouter.config.schema import schema_text
 from enginerouter.errors import ConfigError, Problem
 from enginerouter.swap.held import gib
 from enginerouter.swap.pick import Picked
+from enginerouter.web.machine import warnings_here
 
 
 def check(path: Path) -> int:
@@ -27,8 +28,8 @@ def check(path: Path) -> int:
         count = len(error.problems)
         print(f"{path}: {count} problem{'' if count == 1 else 's'}", file=sys.stderr)
         return 1
-    _warn(loaded.warnings)
     config = loaded.config
+    _warn((*loaded.warnings, *warnings_here(config)))
     try:
         memory = asyncio.run(_memory(config.memory_source))
     except ConfigError as error:

@@ -218,7 +218,7 @@ def _query(values: Mapping[str, str]) -> str:
 
 
 def _message(status: int, body: bytes, place: Place) -> str:
-    """What an error answer says, in one line; of several problems each in its own."""
+    """What an error answer says, in one line; below it what it knows more of."""
     try:
         error = json.loads(body)["error"]
         said = str(error["message"])
@@ -228,8 +228,11 @@ def _message(status: int, body: bytes, place: Place) -> str:
     if status == 401:
         hint = "the key was not accepted" if place.key else "it wants a key"
         return f"{hint}: set ENGINEROUTER_API_KEY, or ENGINEROUTER_API_KEY_FILE to a file that holds it"
-    problems = error.get("problems") if isinstance(error, dict) else None
-    if isinstance(problems, list):  # of a configuration; the sentence holds the first
-        return "\n  ".join([said, *(str(p.get("text")) for p in problems[1:] if isinstance(p, dict))])
-    detail = error.get("detail") if isinstance(error, dict) else None
-    return f"{said}\n{detail}" if isinstance(detail, str) and detail else said
+    if not isinstance(error, dict):
+        return said
+    problems = error.get("problems")  # of a configuration, each with its place
+    told = (
+        [str(p["text"]) for p in problems if isinstance(p, dict) and "text" in p] if isinstance(problems, list) else []
+    )
+    detail = error.get("detail")
+    return "\n".join([said, *map(printable, told), *([detail] if isinstance(detail, str) and detail else [])])

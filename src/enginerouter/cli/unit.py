@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from enginerouter.config.load import load
-from enginerouter.service.unit import Service, service_text, socket_text, stop_seconds
+from enginerouter.service.unit import Service, service_text, socket_text
+from enginerouter.web.slots_of import stop_s
 
 
 def unit(path: Path, *, wants_socket: bool, systemd_version: int) -> int:
@@ -24,7 +25,7 @@ def unit(path: Path, *, wants_socket: bool, systemd_version: int) -> int:
     service = Service(
         executable=command,
         config=Path(os.path.abspath(path)),
-        stop_s=stop_seconds(config.shutdown_timeout_s, (e.stop_timeout_s for e in config.engines.values())),
+        stop_s=stop_s(config),
         keeps_engines=config.on_exit == "keep",
         path=os.environ.get("PATH", ""),
         systemd_version=systemd_version,

@@ -9,7 +9,7 @@ from typing import Final, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from enginerouter.config.draft import Draft
-from enginerouter.config.engines import EngineSettings, GenericProcess, Ollama
+from enginerouter.config.engines import ApiSwap, EngineSettings, GenericProcess, Ollama, SystemdUnit
 from enginerouter.config.forms import is_loopback
 from enginerouter.config.model import Config
 from enginerouter.config.report import At, Report, did_you_mean
@@ -30,6 +30,7 @@ def check_engines(draft: Draft, report: Report) -> None:
         _check_one(settings, report)
     _check_memory(config, report)
     _check_ports(config, report)
+    _check_units(config, report)
     _check_cards(config, report)
 
 
@@ -178,7 +179,8 @@ def _may_share(config: Config, first: _Kept, second: _Kept) -> bool:
 
 
 def _check_ports(config: Config, report: Report) -> None:
-    ours = [s for s in config.engines.values() if isinstance(s, GenericProcess) and s.enabled and s.base_url]
+    """An address belongs to one engine, but for processes and units of which one at most runs at a time."""
+    ours = [s for s in config.engines.values() if s.enabled and s.base_url and s.type != "remote"]
     for settings in ours:
         host, port = _address(settings)
         if port == config.port and (host == config.host.lower() or host == _fold(config.host)):
@@ -186,25 +188,52 @@ def _check_ports(config: Config, report: Report) -> None:
                 ("engines", settings.name, "base_url"), f"port {port} is the router's own", "choose another port"
             )
     for first, second in combinations(ours, 2):
-        if _address(first) != _address(second):
-            continue
-        if first.sleep_path or second.sleep_path:
-            report.error(
-                ("engines", second.name, "base_url"),
-                f"engine {first.name!r} has the same address, and an engine that sleeps keeps its port",
-                "give one of them another port",
-            )
-        elif not (first.holds_memory and second.holds_memory) or _may_share(config, _least(first), _least(second)):
-            report.error(
-                ("engines", second.name, "base_url"),
-                f"engine {first.name!r} has the same address, and both can run at the same time",
-                "give one of them another port",
-            )
+        if _address(first) == _address(second):
+            _check_shared_port(config, first, second, report)
 
 
-def _least(settings: GenericProcess) -> _Kept:
+def _check_shared_port(config: Config, first: EngineSettings, second: EngineSettings, report: Report) -> None:
+    at: At = ("engines", second.name, "base_url")
+    same, hint = f"engine {first.name!r} has the same address", "give one of them another port"
+    servers = [s.name for s in (first, second) if isinstance(s, ApiSwap | Ollama)]
+    if len(servers) == 2:
+        report.warn(at, f"{same}: each of the two unloads what the other one has loaded", "make it one engine")
+    elif servers:
+        report.error(at, f"{same}, and the server of {servers[0]!r} is there all the time", hint)
+    elif first.sleep_path or second.sleep_path:
+        report.error(at, f"{same}, and an engine that sleeps keeps its port", hint)
+    elif not (first.holds_memory and second.holds_memory) or _may_share(config, _least(first), _least(second)):
+        report.error(at, f"{same}, and both can run at the same time", hint)
+
+
+def _check_units(config: Config, report: Report) -> None:
+    """A unit belongs to one engine: the end of the second would be the end of the first."""
+    owners: dict[tuple[str, str], str] = {}
+    for settings in config.engines.values():
+        if settings.enabled and isinstance(settings, SystemdUnit):
+            unit = _unit_name(settings.unit)
+            first = owners.setdefault((settings.scope, unit), settings.name)
+            if first != settings.name:
+                at = ("engines", settings.name, "unit")
+                report.error(at, f"unit {unit!r} is engine {first!r} already", "an engine has a unit of its own")
+    for settings in config.engines.values():
+        if settings.enabled and isinstance(settings, ApiSwap | Ollama) and settings.systemd_unit is not None:
+            unit = _unit_name(settings.systemd_unit)
+            if (first := owners.get((settings.systemd_scope, unit), "")) != "":
+                at = ("engines", settings.name, "systemd_unit")
+                hint = "a server that is always on is never stopped: keep one of the two"
+                report.error(at, f"unit {unit!r} is engine {first!r}, which is started and stopped", hint)
+
+
+def _unit_name(unit: str) -> str:
+    """As systemd has it: without a suffix it is a service."""
+    return unit if "." in unit else f"{unit}.service"
+
+
+def _least(settings: EngineSettings) -> _Kept:
     """The engine at its smallest, which is when it may share memory with most others."""
-    figures = [p.memory_gib or settings.memory_gib for p in settings.profiles.values()] or [settings.memory_gib]
+    profiles = settings.profiles.values() if isinstance(settings, GenericProcess) else ()
+    figures = [p.memory_gib or settings.memory_gib for p in profiles] or [settings.memory_gib]
     known = [figure for figure in figures if figure is not None]
     numbers = [figure for figure in known if isinstance(figure, float)]
     if not known:
@@ -212,7 +241,7 @@ def _least(settings: GenericProcess) -> _Kept:
     return _Kept(settings.name, (), min(numbers) if len(numbers) == len(known) else "auto")
 
 
-def _address(settings: GenericProcess) -> tuple[str, int]:
+def _address(settings: EngineSettings) -> tuple[str, int]:
     parts = urlsplit(settings.base_url or "")
     return _fold(parts.hostname or ""), parts.port or (443 if parts.scheme == "https" else 80)
 

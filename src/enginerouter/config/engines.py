@@ -44,7 +44,15 @@ class EngineSettings:
     ] = None
     enabled: Annotated[bool, Key("A disabled engine is never started and serves nothing.")] = True
     start_timeout_s: Annotated[float, Key("Longest wait for the engine to become ready.", "s", gt=0)] = 300.0
-    stop_timeout_s: Annotated[float, Key("Longest wait after the stop signal before it is killed.", "s", ge=0)] = 30.0
+    stop_timeout_s: Annotated[
+        float,
+        Key(
+            "Longest wait after the stop signal before it is killed; of a server that is always on: longest wait "
+            "for its unload when the router ends.",
+            "s",
+            ge=0,
+        ),
+    ] = 30.0
     api: Annotated[
         tuple[Dialect, ...],
         Key("Dialects that the engine serves itself; requests in another one are translated.", nonempty=True),
@@ -312,12 +320,15 @@ class Ds4(EngineSettings):
     """The old name of `systemd_unit` (with `control: process`: of `generic_process`), with its defaults."""
 
     type: Annotated[Literal["ds4"], Key("The kind of engine.", reload="engine")] = "ds4"
-    base_url: Annotated[str | None, Key("Where the engine answers.", form="url")] = "http://172.17.0.1:8099"
+    base_url: Annotated[str | None, Key("Where the engine answers.", form="url", reload="engine")] = (
+        "http://172.17.0.1:8099"
+    )
     control: Annotated[
-        Literal["systemd-user", "process"], Key("Run it as a systemd user unit, or launch `serve_script`.")
+        Literal["systemd-user", "process"],
+        Key("Run it as a systemd user unit, or launch `serve_script`.", reload="engine"),
     ] = "systemd-user"
-    systemd_user_unit: Annotated[str, Key("Name of the user unit.", nonempty=True)] = "ds4.service"
-    serve_script: Annotated[str, Key("Program launched with `control: process`.")] = ""
+    systemd_user_unit: Annotated[str, Key("Name of the user unit.", nonempty=True, reload="engine")] = "ds4.service"
+    serve_script: Annotated[str, Key("Program launched with `control: process`.", reload="engine")] = ""
     process_pattern: Annotated[
         str | None,
         Key(

@@ -74,7 +74,12 @@ class Model:
     ] = field(default_factory=dict)
     strip_params: Annotated[tuple[str, ...], Key("Keys removed from every request; dotted paths are allowed.")] = ()
     context_length: Annotated[
-        int | None, Key("Context window shown to clients; null = what the engine reports.", "tokens", ge=1)
+        int | None,
+        Key(
+            "Context window shown to clients; null = what the engine, its command line or the model file say.",
+            "tokens",
+            ge=1,
+        ),
     ] = None
     description: Annotated[str, Key("Free text for people.")] = ""
     upstream_id: Annotated[str | None, Key("Name the engine knows it by; null = the id.", nonempty=True)] = None
@@ -82,7 +87,13 @@ class Model:
         str | None,
         Key("Label of models whose embeddings can be mixed (same weights elsewhere).", nonempty=True),
     ] = None
-    tags: Annotated[tuple[str, ...], Key("Free labels.")] = ()
+    tags: Annotated[
+        tuple[str, ...],
+        Key(
+            "Free labels. Where some are `completion`, `tools`, `insert`, `vision`, `embedding` or `thinking`, these "
+            "are what clients are told the model can do."
+        ),
+    ] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

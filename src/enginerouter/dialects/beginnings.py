@@ -129,8 +129,8 @@ def error_said(said: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def status_said(fields: dict[str, Any]) -> int:
-    """The HTTP status that an error object means; 500 if it names none."""
+def status_said(fields: dict[str, Any], *, unnamed: int = 500) -> int:
+    """The HTTP status that an error object means; `unnamed` if it names none."""
     for key in ("status", "status_code", "http_status", "code"):
         value = fields.get(key)
         if isinstance(value, str) and value.isdecimal() and len(value) == 3:
@@ -140,7 +140,7 @@ def status_said(fields: dict[str, Any]) -> int:
     for key in ("code", "type"):
         if isinstance(word := fields.get(key), str) and (status := _STATUS_OF_WORD.get(word.lower())) is not None:
             return status
-    return 500
+    return unnamed
 
 
 def _says_nothing(said: dict[str, Any]) -> bool:

@@ -59,7 +59,7 @@ def to_hub(path: str, body: Json, *, is_strict: bool) -> tuple[str, Json]:
 
 
 def _embeddings(path: str, body: Json) -> Json:
-    taken = {"input", "prompt", "options", "keep_alive", "truncate", "name"}
+    taken = {"input", "prompt", "options", "keep_alive", "truncate", "name", "stream"}
     hub = {k: v for k, v in body.items() if k not in taken}
     if path == ollama.EMBEDDINGS:
         hub["input"] = needed(body, "prompt", str)

@@ -8,8 +8,9 @@ import re
 from typing import Any
 
 from enginerouter.dialects.base import Asked, Failure, Fields, Times, Usage, first_choice, usage_of
+from enginerouter.dialects.beginnings import status_said
 from enginerouter.dialects.framing import EventSplitter
-from enginerouter.dialects.reading import Json, compact, dict_of, dicts_of, text_of
+from enginerouter.dialects.reading import Json, compact, dict_of, dicts_of
 from enginerouter.errors import RouterError
 
 DONE = b"data: [DONE]\n\n"
@@ -98,17 +99,6 @@ def error_frame(fields: Fields, *, is_responses: bool) -> bytes:
 
 # What the status says of an error that says nothing of itself.
 KIND_OF_STATUS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-_STATUS_OF_KIND = {
-    "invalid_request_error": 400,
-    "authentication_error": 401,
-    "billing_error": 402,
-    "permission_error": 403,
-    "not_found_error": 404,
-    "rate_limit_error": 429,
-    "insufficient_quota": 429,
-    "overloaded_error": 503,
-    "timeout_error": 504,
-}
 _TITLE = re.compile(r"<title[^>]*>([^<]{1,200})", re.IGNORECASE)
 
 
@@ -176,8 +166,7 @@ def stream_failure(said: Json) -> Failure | None:
     if not said.get("error") and not is_named:
         return None
     inner = said["error"] if isinstance(said.get("error"), dict) else said
-    named = next((c for c in (inner.get("code"), inner.get("status")) if type(c) is int and 400 <= c < 600), None)
-    named = named or _STATUS_OF_KIND.get(text_of(inner.get("type")), 502)
+    named = status_said(inner, unnamed=502)
     fields = fields_in(named, said)
     return Failure(named, fields or _plain(named, f"the engine's stream failed: {compact(said.get('error'))[:500]}"))
 

@@ -19,6 +19,7 @@ LIMITS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "/v1/chat/completions": ("max_completion_tokens", "max_tokens"),
         "/v1/messages": ("max_tokens",),
         "/api/chat": ("options.num_predict", "num_predict"),
+        "/api/generate": ("options.num_predict", "num_predict"),
     }
 )
 
@@ -46,6 +47,9 @@ OFF: Mapping[tuple[str, Form], Writes] = MappingProxyType(
         ("/api/chat", "template"): _THINK,
         ("/api/chat", "effort"): _THINK,
         ("/api/chat", "ollama"): _THINK,
+        ("/api/generate", "template"): _THINK,
+        ("/api/generate", "effort"): _THINK,
+        ("/api/generate", "ollama"): _THINK,
     }
 )
 

@@ -32,6 +32,14 @@ ANTHROPIC: Dialect = anthropic.Anthropic()
 # In the order in which they are preferred where an engine speaks several and the client's is not among them.
 DIALECTS = (OPENAI, OLLAMA, ANTHROPIC)
 
+
+def dialect_of(path: str) -> Dialect:
+    """The dialect that is spoken at a path."""
+    if path.startswith("/api/"):
+        return OLLAMA
+    return ANTHROPIC if path == anthropic.MESSAGES or path.startswith(f"{anthropic.MESSAGES}/") else OPENAI
+
+
 # The paths that can be translated, by their dialect.
 TRANSLATED = {
     "openai": frozenset({openai.CHAT, openai.COMPLETIONS, openai.EMBEDDINGS}),

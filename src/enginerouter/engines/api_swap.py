@@ -17,6 +17,7 @@ from typing import Any
 from enginerouter.config.engines import ApiSwap, EngineSettings
 from enginerouter.engines.http_control import ControlFailed, filled
 from enginerouter.engines.loaded import Listing, Loaded, known_models, loaded_models
+from enginerouter.engines.model_facts import ModelFacts, known
 from enginerouter.engines.probe import gap_s
 from enginerouter.engines.server import LIST_TIMEOUT_S, ServerEngine, unanswered
 from enginerouter.engines.server_ready import see_ready
@@ -298,7 +299,7 @@ class ApiSwapEngine(ServerEngine):
     async def list_models(self) -> Listing:
         """Every model the server knows. Raises ControlFailed."""
         paths = dict.fromkeys(filter(None, (self._settings.health_path, self._settings.loaded_path, "/v1/models")))
-        ids: dict[str, None] = {}
+        facts: dict[str, ModelFacts] = {}
         failure: ControlFailed | None = None
         for path in paths:
             try:
@@ -308,10 +309,10 @@ class ApiSwapEngine(ServerEngine):
                 if failed.is_refused:
                     break
             else:
-                ids.update(dict.fromkeys(listing.ids))
-        if failure is not None and not ids:
+                facts.update({name: known(facts.get(name), said) for name, said in listing.facts.items()})
+        if failure is not None and not facts:
             raise failure
-        return Listing(tuple(ids))
+        return Listing(tuple(facts), facts=facts)
 
     # --- errors
 

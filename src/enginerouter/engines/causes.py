@@ -13,15 +13,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """`code` is stable, for programs; `meaning` is one sentence for everybody, with what to do."""
+    """`code` is stable, for programs; `meaning` is one sentence for everybody, with what to do.
+
+    `of_profile` is that sentence for an engine whose command a profile makes; "" where it is the same.
+    """
 
     code: str
     meaning: str
     phrases: re.Pattern[str]
+    of_profile: str = ""
 
 
-def _cause(code: str, meaning: str, *phrases: str) -> Cause:
-    return Cause(code, meaning, re.compile("|".join(phrases), re.IGNORECASE))
+def _cause(code: str, meaning: str, *phrases: str, of_profile: str = "") -> Cause:
+    return Cause(code, meaning, re.compile("|".join(phrases), re.IGNORECASE), of_profile)
 
 
 # In this order: a run out of memory also prints CUDA errors, and all of them end in `failed to load model`.
@@ -67,6 +71,9 @@ CAUSES = (
         r"expected value for argument",
         r"error: argument .*: (invalid|expected)",
         r"(unknown|unrecognized) (option|flag|argument)",
+        of_profile="it does not know a flag of its command line, or one lacks its value or has one too many: correct "
+        "the profile's `flags` (a bare switch is written `jinja: null`; `jinja: on` becomes `--jinja on`) or "
+        "`start_cmd`",
     ),
     _cause(
         "cuda_error",
@@ -90,6 +97,7 @@ CAUSES = (
         r"(model|file) .*(does not exist|not found)",
         r"failed to load model",
         r"error loading model",
+        of_profile="a file it needs is missing or unreadable: check the profile's `model` and the paths in its flags",
     ),
 )
 _BY_CODE = {cause.code: cause for cause in CAUSES}

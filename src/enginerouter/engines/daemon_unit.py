@@ -11,10 +11,11 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
+from enginerouter.command import Said
 from enginerouter.engines import ports
 from enginerouter.engines.probe import gap_s
 from enginerouter.engines.starting import with_cause
-from enginerouter.engines.systemctl import CALL_TIMEOUT_S, Said, Scope, Systemctl, UnitState
+from enginerouter.engines.systemctl import CALL_TIMEOUT_S, Scope, Systemctl, UnitState
 from enginerouter.engines.unit_run import (
     Judgement,
     allowed_restarts,

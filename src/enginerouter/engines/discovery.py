@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from enginerouter.config.engines import EngineSettings
@@ -34,11 +34,17 @@ class ListsModels(Protocol):
 
 @dataclass(slots=True)
 class _Known:
-    """What is known of one engine. `at` is monotonic; None: never asked."""
+    """What is known of one engine. `at` is monotonic; None: never asked, or not since its models have changed.
+
+    `changes` counts those, `asked_after` says how many there were when it was asked last: the answer to a question from
+    before a change is old when it comes.
+    """
 
     engine: ListsModels
     ttl_s: float
     at: float | None = None
+    changes: int = 0
+    asked_after: int = 0
     failure: str = ""
     listing: Listing | None = None
     asking: asyncio.Task[None] | None = None
@@ -90,6 +96,13 @@ class Discovery:
             await asyncio.wait(asking, timeout=within_s)
         return bool(asking)
 
+    def outdate(self, engine: str) -> None:
+        """The models of an engine have changed: whoever wants them next has them asked for."""
+        known = self._known.get(engine)
+        if known is not None:
+            known.at = None
+            known.changes += 1
+
     async def refresh(self, within_s: float) -> None:
         """Ask everybody again now, and wait for them for a time. What is still being asked is not asked twice."""
         asking = [self._ask(name, known) for name, known in self._known.items()]
@@ -117,11 +130,17 @@ class Discovery:
         )
 
     def _ask(self, name: str, known: _Known) -> asyncio.Task[None]:
-        if known.asking is None or known.asking.done():
-            known.asking = self._tasks.spawn(self._fetch(name, known), f"models of {name}")
+        before = known.asking if known.asking is not None and not known.asking.done() else None
+        if before is not None and known.asked_after == known.changes:
+            return before
+        known.asked_after = known.changes
+        known.asking = self._tasks.spawn(self._fetch(name, known, before), f"models of {name}")
         return known.asking
 
-    async def _fetch(self, name: str, known: _Known) -> None:
+    async def _fetch(self, name: str, known: _Known, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        changes = known.changes
         try:
             listing = await known.engine.list_models()
         except ControlFailed as failed:
@@ -130,9 +149,9 @@ class Discovery:
             known.failure = failed.sentence
         else:
             known.failure = ""
-            known.listing = Listing(listing.ids[:MOST_MODELS], listing.remote)
+            known.listing = replace(listing, ids=listing.ids[:MOST_MODELS])
             self._listed(name, known.listing)
-        known.at = time.monotonic()
+        known.at = time.monotonic() if changes == known.changes else None
 
 
 def wants_discovery(settings: EngineSettings, *, is_enabled: bool = False) -> bool:

@@ -13,7 +13,7 @@ import signal
 
 from enginerouter.engines import proctree
 from enginerouter.engines.child import Child, Tree, run_bounded, wait_gone
-from enginerouter.engines.launch import child_environment
+from enginerouter.engines.launch import KILL_TIMEOUT_S, child_environment
 from enginerouter.engines.proctree import ProcessKey
 from enginerouter.tasks import TaskGroup
 
@@ -21,7 +21,6 @@ log = logging.getLogger(__name__)
 
 # Once their leader is gone nobody gives the others work: they are given this long to tidy up.
 _ORPHAN_GRACE_S = 5.0
-_KILL_TIMEOUT_S = 10.0
 _RESCAN_S = 0.25
 _CONT = getattr(signal, "SIGCONT", None)
 
@@ -56,7 +55,7 @@ async def end_tree(tree: Tree, number: int, grace_s: float, tasks: TaskGroup) ->
     if left and grace_s > 0:
         await asyncio.to_thread(_ask_each, left, number)
         await wait_gone(left, tasks, grace_s)
-    deadline = asyncio.get_running_loop().time() + _KILL_TIMEOUT_S
+    deadline = asyncio.get_running_loop().time() + KILL_TIMEOUT_S
     while empty_looks < 2:
         left = await tree.alive()
         if not left:

@@ -18,12 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from enginerouter.config.engines import EngineSettings, GenericProcess, Profile
+from enginerouter.config.engines import ApiSwap, EngineSettings, GenericProcess, Ollama, Profile, SystemdUnit
 from enginerouter.engines.probe import ReadyRule
 from enginerouter.engines.proctree import MARKER
 from enginerouter.slots import SlotId
 
 CHOSEN_HOST = "127.0.0.1"
+# After the stop time: until what was killed is seen to be gone, and until a container's port is closed.
+KILL_TIMEOUT_S = 10.0
+CONTAINER_PORT_TIMEOUT_S = 5.0
+# What slots have read is saved when the router ends, too, but a service manager waits for that end.
+SAVE_AT_END_TIMEOUT_S = 10.0
 _NOT_INHERITED = ("NOTIFY_SOCKET", MARKER)
 _NOT_INHERITED_PREFIXES = ("WATCHDOG_", "LISTEN_")
 _PLACE = re.compile(r"\{(port|model|id|flags)\}")
@@ -131,6 +136,18 @@ def stop_timeout_s(launch: Launch, given_s: float) -> float:
     if not launch.is_container:
         return given_s
     return max(given_s, container_grace_s(launch.stop_argv) + 5.0)
+
+
+def end_seconds(settings: EngineSettings) -> float:
+    """The longest that the end of a slot of this engine may take when the router stops."""
+    if isinstance(settings, ApiSwap | Ollama):
+        return min(settings.unload_timeout_s, settings.stop_timeout_s)
+    if isinstance(settings, GenericProcess):
+        stop_s = settings.stop_timeout_s
+        if is_container_client(program(settings.start_cmd)):
+            stop_s = max(stop_s, container_grace_s(settings.stop_cmd) + 5.0) + CONTAINER_PORT_TIMEOUT_S
+        return stop_s + KILL_TIMEOUT_S + (SAVE_AT_END_TIMEOUT_S if settings.keep_slots else 0.0)
+    return settings.stop_timeout_s + KILL_TIMEOUT_S if isinstance(settings, SystemdUnit) else 0.0
 
 
 def container_grace_s(stop_argv: Sequence[str]) -> float:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from enginerouter.config.engines import ApiSwap
 from enginerouter.engines.base import Claim
 from enginerouter.engines.http_control import ControlFailed, Said
+from enginerouter.engines.model_facts import ModelFacts
 from enginerouter.engines.probe import passes
+from enginerouter.engines.said_facts import facts_in_entry
 
 _NAME_KEYS = ("id", "key", "name", "model", "model_name")
 # TabbyAPI has no empty list: asked for its one model it answers 503 with this sentence.
@@ -31,10 +33,11 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The models an engine has, loaded or not. `remote`: those that it says run elsewhere."""
+    """The models an engine has, loaded or not. `remote`: those that it says run elsewhere; `facts`: all it says."""
 
     ids: tuple[str, ...]
     remote: frozenset[str] = frozenset()
+    facts: Mapping[str, ModelFacts] = field(default_factory=dict)
 
 
 def loaded_models(said: Said, settings: ApiSwap) -> list[Loaded]:
@@ -118,16 +121,16 @@ def known_models(said: Said) -> Listing:
             entries = []
     if not isinstance(entries, list):
         raise ControlFailed(f"{said.url} is no list of models", is_mistaken=True)
-    ids: dict[str, None] = {}
+    facts: dict[str, ModelFacts] = {}
     remote: set[str] = set()
     for entry in entries:
         name = entry if isinstance(entry, str) else _name(entry, "id")
         if not name or not name.isprintable() or name != name.strip():
             continue
-        ids[name] = None
+        facts[name] = facts_in_entry(entry)
         if is_elsewhere(entry):
             remote.add(name)
-    return Listing(tuple(ids), frozenset(remote))
+    return Listing(tuple(facts), frozenset(remote), facts)
 
 
 def is_elsewhere(entry: Any) -> bool:

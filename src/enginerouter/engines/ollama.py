@@ -13,11 +13,13 @@ import os
 import shutil
 import time
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from enginerouter.config.engines import EngineSettings, Ollama
 from enginerouter.engines.base import Claim
 from enginerouter.engines.http_control import ControlFailed
 from enginerouter.engines.loaded import Listing, known_models, ollama_claim, ollama_running
+from enginerouter.engines.ollama_shown import SHOW_TIMEOUT_S, Shown
 from enginerouter.engines.probe import gap_s
 from enginerouter.engines.server import LIST_TIMEOUT_S, ServerEngine, unanswered
 from enginerouter.engines.server_ready import see_ready
@@ -40,6 +42,7 @@ class OllamaEngine(ServerEngine):
         super().__init__(settings, _VERSION)
         self._settings = settings
         self._warmup_model = warmup_model
+        self._shown = Shown()
 
     def configure(
         self, settings: EngineSettings, *, warmup_model: str | None = None, models: Collection[str] = ()
@@ -144,8 +147,28 @@ class OllamaEngine(ServerEngine):
             return None
 
     async def list_models(self) -> Listing:
-        """What `/api/tags` lists. Raises ControlFailed."""
-        return known_models(await self._client.get("/api/tags", timeout_s=LIST_TIMEOUT_S))
+        """What `/api/tags` lists, and what `/api/show` says of each. Raises ControlFailed."""
+        listing = known_models(await self._client.get("/api/tags", timeout_s=LIST_TIMEOUT_S))
+        return await self._shown.completed(listing, self.show)
+
+    async def show(self, model: str) -> dict[str, Any] | None:
+        """What `/api/show` says: it reads files and loads nothing."""
+        try:
+            said = await self._client.ask("POST", "/api/show", body={"model": model}, timeout_s=SHOW_TIMEOUT_S)
+            said.raise_problem()
+        except ControlFailed:
+            return None
+        return said.document if isinstance(said.document, dict) else None
+
+    async def running(self) -> list[dict[str, Any]]:
+        """The entries of `/api/ps` for people to see; what is freed, `_running` says."""
+        try:
+            said = await self._client.get("/api/ps", timeout_s=SHOW_TIMEOUT_S)
+            said.raise_problem()
+        except ControlFailed:
+            return []
+        listed = said.document.get("models") if isinstance(said.document, dict) else None
+        return [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
 
 
 async def _run(command: Sequence[str], environment: dict[str, str]) -> None:

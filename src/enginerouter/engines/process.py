@@ -25,6 +25,8 @@ from enginerouter.engines.ending import end_child, end_tree, signal_number
 from enginerouter.engines.enginelog import EngineLog, Mark
 from enginerouter.engines.launch import (
     CHOSEN_HOST,
+    CONTAINER_PORT_TIMEOUT_S,
+    SAVE_AT_END_TIMEOUT_S,
     Launch,
     child_environment,
     new_marker,
@@ -44,7 +46,6 @@ log = logging.getLogger(__name__)
 
 _LOOK_AFTER_EVERY_S = 2.0
 _LOOKS_PER_TREE_SCAN = 5
-_CONTAINER_PORT_TIMEOUT_S = 5.0
 
 
 class GenericProcessEngine:
@@ -146,13 +147,17 @@ class GenericProcessEngine:
         if child.is_ready and not child.has_exited:
             if await self._send_to_sleep(child):
                 return
-            await self._save_slots(child)
+            await self._save_slots(child, self._settings.stop_timeout_s)
         await self._end(child)
 
     async def end(self, slot: SlotId) -> None:
-        """`stop` without sleep, without keeping anything, and of what sleeps."""
-        if (child := self._children.get(slot)) is not None:
-            await self._end(child)
+        """`stop` without sleep, also of what sleeps; what is to be kept is kept as far as that is quick."""
+        if (child := self._children.get(slot)) is None:
+            return
+        if child.is_ready and not child.has_exited:
+            child.is_stopping = True
+            await self._save_slots(child, min(self._settings.stop_timeout_s, SAVE_AT_END_TIMEOUT_S))
+        await self._end(child)
 
     async def _end(self, child: Child) -> None:
         child.is_stopping, child.is_asleep = True, False
@@ -221,9 +226,9 @@ class GenericProcessEngine:
             return None
         return await asyncio.to_thread(keepslots.slot_files, self._plan(slot, 0))
 
-    async def _save_slots(self, child: Child) -> None:
+    async def _save_slots(self, child: Child, within_s: float) -> None:
         if files := await self._slot_files(child.launch.slot):
-            await keepslots.save(self._prober, child.launch.address, files, self._settings.stop_timeout_s)
+            await keepslots.save(self._prober, child.launch.address, files, within_s)
 
     async def _restore_slots(self, child: Child) -> None:
         if files := await self._slot_files(child.launch.slot):
@@ -427,7 +432,7 @@ class GenericProcessEngine:
         if not launch.is_container:
             return
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_CONTAINER_PORT_TIMEOUT_S):
+            async with asyncio.timeout(CONTAINER_PORT_TIMEOUT_S):
                 while await asyncio.to_thread(ports.holder_of, launch.host, launch.port):  # noqa: ASYNC110
                     await asyncio.sleep(0.1)
                 return

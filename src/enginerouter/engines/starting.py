@@ -203,17 +203,18 @@ async def died_starting(child: Child) -> StartFailed:
             taken.admin_detail = detail
             return taken
     seconds = asyncio.get_running_loop().time() - child.started_at
-    message = f"engine {engine!r} {causes.exit_in_words(status)} {seconds:.1f} s after its start"
+    message = f"{_who(launch.slot)} {causes.exit_in_words(status)} {seconds:.1f} s after its start"
     if status == 0:
         message += "; a program that goes to the background cannot be supervised: run it in the foreground"
-    return StartFailed(engine, with_cause(message, cause), cause=cause.code if cause else None, admin_detail=detail)
+    message = with_cause(message, cause, is_profile=launch.slot.model is not None)
+    return StartFailed(engine, message, cause=cause.code if cause else None, admin_detail=detail)
 
 
 async def timed_out(starting: Starting, timeout_s: float, answer: Answer) -> StartTimedOut:
     place = starting.place
     return StartTimedOut(
         place.slot.engine,
-        f"engine {place.slot.engine!r} was not ready within {timeout_s:g} s "
+        f"{_who(place.slot)} was not ready within {timeout_s:g} s "
         f"(asked {place.ready.url or place.address}, saw: {answer.saw}); "
         "give it a longer `start_timeout_s`, or correct `ready_path` or `ready_check`",
         admin_detail=await starting.last_words(),
@@ -223,8 +224,9 @@ async def timed_out(starting: Starting, timeout_s: float, answer: Answer) -> Sta
 async def crashed(child: Child) -> EngineCrashed:
     engine = child.launch.slot.engine
     status, cause, detail = await _autopsy(child)
-    message = f"engine {engine!r} {causes.exit_in_words(status)} while it served"
-    return EngineCrashed(engine, with_cause(message, cause), admin_detail=detail)
+    message = f"{_who(child.launch.slot)} {causes.exit_in_words(status)} while it served"
+    message = with_cause(message, cause, is_profile=child.launch.slot.model is not None)
+    return EngineCrashed(engine, message, admin_detail=detail)
 
 
 async def _autopsy(child: Child) -> tuple[int | None, causes.Cause | None, str]:
@@ -252,8 +254,14 @@ def quote_lines(source: str, lines: Sequence[str]) -> str:
     return f"last lines of {source}:\n{quoted}"
 
 
-def with_cause(message: str, cause: causes.Cause | None) -> str:
-    return f"{message}: {cause.meaning}" if cause else f"{message}; its log may say why"
+def with_cause(message: str, cause: causes.Cause | None, *, is_profile: bool = False) -> str:
+    if cause is None:
+        return f"{message}; its log may say why"
+    return f"{message}: {(is_profile and cause.of_profile) or cause.meaning}"
+
+
+def _who(slot: SlotId) -> str:
+    return f"engine {slot.engine!r}" if slot.model is None else f"profile {slot.model!r} of engine {slot.engine!r}"
 
 
 def _holder(place: Place) -> ports.Holder | None:

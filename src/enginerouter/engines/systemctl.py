@@ -7,55 +7,32 @@ What `systemctl show` prints becomes a `UnitState`; what a unit should be doing 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import dataclasses
 import os
-import signal
-import time
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from enginerouter.errors import printable
+from enginerouter.command import Said, run
 
 Scope = Literal["user", "system"]
 
 CALL_TIMEOUT_S = 10.0
 _JOURNAL_TIMEOUT_S = 3.0
-_KILL_GRACE_S = 1.0
 _RUNTIME_DIR = "XDG_RUNTIME_DIR"
 _BUS = "DBUS_SESSION_BUS_ADDRESS"
+# What systemctl says where there is nobody to talk to.
+_NO_MANAGER = re.compile("Failed to connect to|has not been booted with systemd")
+# SD_MESSAGE_UNIT_STOPPING: what systemd notes when it begins a stop that it was told to do.
+_STOPPING = "de5b426a63be47a7b6ac3eaac82e2f6f"
 _PROPERTIES = (
     "LoadState", "ActiveState", "SubState", "Result", "MainPID", "NRestarts", "ExecMainCode", "ExecMainStatus",
     "ControlGroup", "InvocationID", "Job", "ConditionResult",
     "ConditionTimestampMonotonic", "CanStart", "CanStop", "ExecStart",
+    "ExecMainStartTimestampMonotonic", "ExecMainExitTimestampMonotonic", "ActiveExitTimestampMonotonic",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """How a command ended. `status` None: it did not answer within `seconds` and was ended, or could not be run."""
-
-    command: str
-    status: int | None
-    out: str = ""
-    error: str = ""
-    seconds: float = 0.0
-
-    @property
-    def is_ok(self) -> bool:
-        return self.status == 0
-
-    @property
-    def hung(self) -> bool:
-        return self.status is None and not self.error
-
-    def problem(self) -> str:
-        """What went wrong, in words."""
-        if self.hung:
-            return f"`{self.command}` did not answer within {self.seconds:g} s and was ended; look at systemd itself"
-        words = printable(" ".join((self.error or self.out).split()), 300)
-        return f"`{self.command}` failed: {words or f'status {self.status}'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +40,8 @@ class UnitState:
     """What `systemctl show` says of a unit. `restarts` counts those that systemd made by itself since our last start.
 
     `exit_code` as waitid has it: 1 exited, 2 killed, 3 dumped core, 0 nothing yet. `job`: something is queued for it.
+    The times are seconds of the monotonic clock, 0 for never: when its main process was started and exited, and when
+    the unit was last no longer active.
     """
 
     load: str = "not-found"
@@ -80,6 +59,21 @@ class UnitState:
     can_start: bool = True
     can_stop: bool = True
     program: str = ""
+    started_at: float = 0.0
+    exited_at: float = 0.0
+    inactive_at: float = 0.0
+
+    @property
+    def was_stopped(self) -> bool:
+        """Somebody told systemd to stop it, and it went in good order: first the unit was to end, then its process."""
+        is_leaving = self.active in ("inactive", "deactivating") and self.result == "success"
+        has_been_up = self.inactive_at > 0.0 and self.inactive_at >= self.started_at
+        return is_leaving and has_been_up and not 0.0 < self.exited_at <= self.inactive_at
+
+    @property
+    def is_forgotten(self) -> bool:
+        """It ended in good order, and systemd keeps nothing of how."""
+        return self.is_down and self.result == "success" and self.exit is None
 
     @property
     def is_down(self) -> bool:
@@ -141,6 +135,9 @@ def parse_show(text: str) -> UnitState:
         can_start=found.get("CanStart", "yes") != "no",
         can_stop=found.get("CanStop", "yes") != "no",
         program=_program(found.get("ExecStart", "")),
+        started_at=number("ExecMainStartTimestampMonotonic") / 1e6,
+        exited_at=number("ExecMainExitTimestampMonotonic") / 1e6,
+        inactive_at=number("ActiveExitTimestampMonotonic") / 1e6,
     )
 
 
@@ -168,6 +165,18 @@ def missing_manager(env: Mapping[str, str]) -> str | None:
     return (
         f"no systemd user manager runs for this user (nothing of it in {folder}); log in, or `loginctl enable-linger`, "
         f"and set {_RUNTIME_DIR} where the router runs without a session; or use `scope: system`"
+    )
+
+
+def missing_system_manager(run_folder: Path = Path("/run")) -> str | None:
+    """Why there is no manager of the system to talk to, with what to do. Looks at files: call it in a thread."""
+    if not (run_folder / "systemd/system").is_dir():
+        return f"systemd does not run this machine (no {run_folder}/systemd/system); use `scope: user` or another type"
+    if any((run_folder / name).exists() for name in ("systemd/private", "dbus/system_bus_socket")):
+        return None
+    return (
+        f"the system's systemd cannot be reached (no socket in {run_folder}/systemd or {run_folder}/dbus), as from "
+        "inside a container; run the router on the host, or use `scope: user`"
     )
 
 
@@ -205,7 +214,7 @@ class Systemctl:
     async def start_as_root(self) -> Said:
         """`start` through `sudo`, which asks for no password."""
         argv = ["sudo", "-n", "systemctl", "start", "--no-block", "--", self.unit]
-        return await run(argv, self.environment(), self._timeout_s)
+        return await run(argv, self._timeout_s, env=self.environment(), shown=f"sudo -n systemctl start {self.unit}")
 
     async def stop(self) -> Said:
         """Queue its stop, after which `Restart=` does not bring it back."""
@@ -224,7 +233,7 @@ class Systemctl:
         argv = ["journalctl", f"{option}={self.unit}", f"--lines={lines}", "--no-pager", "--output=cat", "--quiet"]
         if since is not None:
             argv.append(f"--since=@{since:.6f}")
-        told = await run(argv, self.environment(), min(self._timeout_s, _JOURNAL_TIMEOUT_S))
+        told = await run(argv, min(self._timeout_s, _JOURNAL_TIMEOUT_S), env=self.environment())
         printed = tuple(told.out.splitlines()[-lines:]) if told.is_ok else ()
         if printed:
             return Journal(f"`journalctl {option}={self.unit}`", printed)
@@ -232,42 +241,25 @@ class Systemctl:
         status = await self._systemctl("status", "--no-pager", "--full", "--lines=20", "--", self.unit)
         return Journal(f"`systemctl status {self.unit}` ({why})", (), tuple(status.out.splitlines()))
 
+    async def was_told_to_stop(self, since: float) -> bool:
+        """Whether the journal has it that somebody told systemd to stop or restart it, since that wall-clock time.
+
+        systemd itself may have forgotten: of a unit that ended in good order it keeps nothing.
+        """
+        option = "--user-unit" if self.scope == "user" else "--unit"
+        words = [f"{option}={self.unit}", f"--since=@{since:.6f}", f"MESSAGE_ID={_STOPPING}", "--lines=1", "--quiet"]
+        told = await run(["journalctl", *words, "--output=cat"], _JOURNAL_TIMEOUT_S, env=self.environment())
+        return told.is_ok and bool(told.out.strip())
+
     async def _systemctl(self, *words: str) -> Said:
         scope = ["--user"] if self.scope == "user" else []
-        return await run(["systemctl", *scope, "--no-ask-password", *words], self.environment(), self._timeout_s)
-
-
-async def run(argv: Sequence[str], env: Mapping[str, str], timeout_s: float) -> Said:
-    """Run a short command in a session of its own; if it takes too long, it is killed with all it started."""
-    command = " ".join(argv)
-    began = time.monotonic()
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=dict(env),
-            start_new_session=True,
-        )
-    except (OSError, ValueError) as error:
-        return Said(command, None, error=f"{error}; is systemd installed here?")
-    try:
-        async with asyncio.timeout(timeout_s):
-            out, err = await process.communicate()
-    except TimeoutError:
-        return Said(command, None, seconds=timeout_s)
-    finally:
-        if process.returncode is None:
-            await _end(process)
-    text, errors = out.decode(errors="replace"), err.decode(errors="replace")
-    return Said(command, process.returncode, text, errors, time.monotonic() - began)
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Its group first: what it started may hold our end of its output open."""
-    with contextlib.suppress(OSError):
-        os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_KILL_GRACE_S):
-            await process.communicate()
+        argv = ["systemctl", *scope, "--no-ask-password", *words]
+        # As somebody would type it who wants to see the same.
+        shown = " ".join(["systemctl", *scope, words[0], self.unit])
+        said = await run(argv, self._timeout_s, env=self.environment(), shown=shown)
+        if said.hung:
+            return dataclasses.replace(said, hint="look at systemd itself")
+        if self.scope == "system" and _NO_MANAGER.search(said.error):
+            why = await asyncio.to_thread(missing_system_manager)
+            return dataclasses.replace(said, error=why or said.error)
+        return dataclasses.replace(said, hint="is systemd installed here?")

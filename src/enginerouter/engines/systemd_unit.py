@@ -13,12 +13,13 @@ import logging
 import time
 from collections.abc import Collection
 
+from enginerouter.command import Said
 from enginerouter.config.engines import EngineSettings, SystemdUnit
 from enginerouter.engines import ports, proctree
 from enginerouter.engines.base import Found, OnExit
 from enginerouter.engines.child import wait_gone
 from enginerouter.engines.directory import SlotDirectory
-from enginerouter.engines.launch import address_of, is_container_client, ready_rule
+from enginerouter.engines.launch import KILL_TIMEOUT_S, address_of, is_container_client, ready_rule
 from enginerouter.engines.probe import Prober, gap_s
 from enginerouter.engines.proctree import ProcessKey, Snapshot
 from enginerouter.engines.starting import (
@@ -29,8 +30,9 @@ from enginerouter.engines.starting import (
     warm_up,
     with_cause,
 )
-from enginerouter.engines.systemctl import CALL_TIMEOUT_S, Said, Systemctl, UnitState
+from enginerouter.engines.systemctl import CALL_TIMEOUT_S, Systemctl, UnitState
 from enginerouter.engines.unit_run import (
+    STOPPED,
     UnitPlace,
     UnitRun,
     autopsy,
@@ -46,7 +48,6 @@ from enginerouter.tasks import TaskGroup
 
 log = logging.getLogger(__name__)
 
-_KILL_TIMEOUT_S = 10.0
 _LONGEST_LOOK_S = 0.5
 # When it is looked for before a swap: one that is slow to answer counts as not ready.
 _LOOK_PROBE_TIMEOUT_S = 0.5
@@ -173,7 +174,7 @@ class SystemdUnitEngine:
     # --- at start-up ----------------------------------------------------------------------------------------
 
     async def adopt(self) -> list[SlotId]:
-        """The unit, if it is up and ready, whoever started it. One that is up and not ready is stopped."""
+        """The unit, if it is up and ready, whoever started it; one that is not ready in time is stopped."""
         problem = await self._systemctl.missing_manager()
         if problem is not None:
             log.warning("engine %r: %s", self.name, problem)
@@ -189,7 +190,7 @@ class SystemdUnitEngine:
         run = self._run = self._new_run(state, time.time())
         run.note(state)
         run.begin()
-        if await self._is_fit(run):
+        if await self._is_fit(run) or await self._becomes_ready(run):
             run.is_ready = True
             log.info("engine %r: unit %r is running and ready", self.name, self._settings.unit)
             return [self._slot]
@@ -211,6 +212,21 @@ class SystemdUnitEngine:
             if answer.is_ready:
                 return await self.listens_there(run) is not False and not run.ended.done()
         return False
+
+    async def _becomes_ready(self, run: UnitRun) -> bool:
+        """Wait for a unit that was started a moment before the router: both may be, when somebody logs in."""
+        up_s = time.monotonic() - run.state.started_at if run.state.started_at else 0.0
+        left_s = self._settings.start_timeout_s - up_s
+        if left_s <= 0.0:
+            return False
+        unit = self._settings.unit
+        log.info("engine %r: unit %r runs but is not ready: it has another %.0f s", self.name, unit, left_s)
+        try:
+            await wait_ready(UnitStarting(self, run), self._prober, left_s, self._tasks)
+        except StartFailed as error:
+            log.warning("%s", error.message)
+            return False
+        return True
 
     async def in_memory(self) -> list[Found]:
         """The unit, if somebody else has started it. One that is not ready yet holds memory all the same."""
@@ -363,7 +379,7 @@ class SystemdUnitEngine:
         said = await self._systemctl.kill()
         if not said.is_ok:
             log.warning("engine %r: %s", self.name, said.problem())
-        deadline = asyncio.get_running_loop().time() + _KILL_TIMEOUT_S
+        deadline = asyncio.get_running_loop().time() + KILL_TIMEOUT_S
         left = await self._wait_gone(run, deadline)
         if left is not None:
             raise FreeFailed(
@@ -374,16 +390,17 @@ class SystemdUnitEngine:
         self._tasks.spawn(self._tell_crash(run), f"crash of {self.name}")
 
     async def _tell_crash(self, run: UnitRun) -> None:
-        cause, detail = None, "the journal did not answer in time"
+        cause, detail, was_stopped = None, "the journal did not answer in time", False
         # Its requests are broken already: they wait for this, the journal may take its time later.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CRASH_JOURNAL_TIMEOUT_S):
+                was_stopped = await run.was_stopped()
                 cause, detail = await autopsy(self._systemctl, run.state, run.since)
-        error = EngineCrashed(
-            self.name,
-            with_cause(f"engine {self.name!r}: {self._end_of(run)} while it served", cause),
-            admin_detail=detail,
-        )
+        end = f"unit {self._settings.unit!r} {STOPPED}" if was_stopped else self._end_of(run)
+        message = f"engine {self.name!r}: {end} while it served"
+        if not was_stopped:
+            message = with_cause(message, cause)
+        error = EngineCrashed(self.name, message, admin_detail=detail, was_stopped=was_stopped)
         if not run.is_stopping:
             log.warning("%s", error)
             if self._on_exit is not None:

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+from enginerouter.command import Said
 from enginerouter.engines import causes, cgroup, proctree
 from enginerouter.engines.child import ExitWatch
 from enginerouter.engines.probe import ReadyRule, gap_s
 from enginerouter.engines.proctree import ProcessKey, Snapshot
 from enginerouter.engines.starting import LINES_SEARCHED, quote_lines
-from enginerouter.engines.systemctl import Journal, Said, Systemctl, UnitState
+from enginerouter.engines.systemctl import Journal, Systemctl, UnitState
 from enginerouter.slots import SlotId
 from enginerouter.tasks import TaskGroup
 
@@ -43,6 +44,8 @@ _RESULTS = {
     "protocol": "did not tell systemd what its `Type=` promises",
     "resources": "could not be started by systemd for lack of resources",
 }
+
+STOPPED = "was stopped by somebody else"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +103,10 @@ def end_in_words(state: UnitState) -> str:
         return _RESULTS[state.result]
     if state.exit in _EXEC_FAILURES:
         return f"{_EXEC_FAILURES[state.exit]} (status {state.exit})"
-    if state.exit is None and state.is_down and state.result == "success":
-        return "was stopped by somebody else"
+    if state.was_stopped:
+        return STOPPED
+    if state.is_forgotten:
+        return "ended in good order, by itself or because somebody stopped it"
     return causes.exit_in_words(state.exit)
 
 
@@ -194,6 +199,14 @@ class UnitRun:
         """Its processes now. Blocks."""
         processes = proctree.snapshot()
         return {processes[pid].key for pid in unit_pids(self.control_group, self.main, processes)}
+
+    async def was_stopped(self) -> bool:
+        """Whether it ended because somebody stopped or restarted the unit, in good order."""
+        state, seen = self.state, self._seen
+        is_next = seen is not None and state.active == "active" and state.invocation != seen.invocation
+        if state.was_stopped or (is_next and seen is not None and state.restarts <= seen.restarts):
+            return True  # systemd counts its own restarts only
+        return state.is_forgotten and await self._systemctl.was_told_to_stop(self.since)
 
     async def _look_after(self) -> None:
         while not self.ended.done():

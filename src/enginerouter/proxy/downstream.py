@@ -2,7 +2,8 @@
 
 Before the *commit* nothing was sent and an error is an HTTP error; after it, errors are in-band. While a streaming
 client waits – queued, swapping, loading, prefill – one timer (the beat) commits when the status was held long enough
-and then sends a comment every interval, only ever between complete events.
+and then sends a frame every interval, only ever between complete events. What a frame is, and what ends an event, the
+dialect says.
 
 Events reach the client whole: the beginning of one is held until its end is here. So a keep-alive never gets inside
 an event, and when an engine dies in the middle of one, the error that follows can still be read.
@@ -11,29 +12,24 @@ an event, and when an engine dies in the middle of one, the error that follows c
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from aiohttp import web
 from multidict import CIMultiDict
 
+from enginerouter.dialects.base import Dialect
 from enginerouter.tasks import TaskGroup
 
-EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 # Of an event larger than this, what is here is passed on.
 HELD_BYTES = 64 * 1024
-SSE_HEADERS = {
-    "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-cache",
-    "X-Accel-Buffering": "no",
-}
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 JSON_HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-cache"}
 
 
 class Mode(StrEnum):
-    """What a waiting client gets: SSE comments, SSE progress events, white space before JSON, or nothing."""
+    """What a waiting client gets: its dialect's keep-alives, progress events, white space before JSON, or nothing."""
 
     COMMENT = "comment"
     EVENT = "event"
@@ -80,6 +76,8 @@ class Downstream:
     __slots__ = (
         "_beat",
         "_commit_at",
+        "_dialect",
+        "_ends",
         "_held",
         "_is_in_event",
         "_is_writing",
@@ -96,12 +94,23 @@ class Downstream:
         "is_event_stream",
         "keepalives",
         "last_write_at",
+        "stream_kind",
     )
 
     def __init__(
-        self, request: web.BaseRequest, rules: KeepAlive, mode: Mode, progress: Callable[[], str], tasks: TaskGroup
+        self,
+        request: web.BaseRequest,
+        rules: KeepAlive,
+        mode: Mode,
+        progress: Callable[[], str],
+        tasks: TaskGroup,
+        dialect: Dialect,
     ) -> None:
         self._request = request
+        self._dialect = dialect
+        self._ends = dialect.event_ends
+        # The media type of a stream in this dialect.
+        self.stream_kind = dialect.stream_type.partition(";")[0]
         self._rules = rules
         self._mode = mode
         self._progress = progress
@@ -178,7 +187,7 @@ class Downstream:
         """Commit if that has not happened, then one frame – unless the answer began meanwhile."""
         try:
             if self._response is None:
-                await self._commit(200, CIMultiDict(JSON_HEADERS if self._mode is Mode.JSON else SSE_HEADERS), None)
+                await self._commit(200, self._early_headers(), None)
             # No await between looking at the border and writing: nothing gets in between.
             if self._response is not None and not self._is_writing and self._is_between_events():
                 self.keepalives += 1
@@ -186,6 +195,11 @@ class Downstream:
                 await self._response.write(self._frame())
         except ConnectionError:
             self.stop_beat()  # the client left; its handler is being cancelled
+
+    def _early_headers(self) -> CIMultiDict[str]:
+        if self._mode is Mode.JSON:
+            return CIMultiDict(JSON_HEADERS)
+        return CIMultiDict({"Content-Type": self._dialect.stream_type, **STREAM_HEADERS})
 
     def _is_between_events(self) -> bool:
         if self._mode is Mode.JSON:
@@ -196,12 +210,9 @@ class Downstream:
         if self._mode is Mode.JSON:
             return b" "
         text = self._progress()
-        if self.has_engine_bytes:
-            # One newline: after an `id:` line a blank one would make an SDK dispatch an empty event.
-            return f": {text}\n".encode()
-        if self._mode is Mode.EVENT:
-            return f"event: model_switching\ndata: {json.dumps({'status': text})}\n\n".encode()
-        return f": {text}\n\n".encode()
+        if self._mode is Mode.EVENT and not self.has_engine_bytes and (frame := self._dialect.progress(text)):
+            return frame
+        return self._dialect.keepalive(text, has_engine_bytes=self.has_engine_bytes)
 
     # --- the answer
 
@@ -209,7 +220,7 @@ class Downstream:
         response = self._response = web.StreamResponse(status=status, headers=headers)
         # A compressed stream cannot be read on its way, and a word of ours in it would break it.
         is_packed = headers.get("Content-Encoding", "identity") != "identity"
-        self.is_event_stream = headers.get("Content-Type", "").startswith("text/event-stream") and not is_packed
+        self.is_event_stream = headers.get("Content-Type", "").startswith(self.stream_kind) and not is_packed
         if length is not None:
             response.content_length = length
         self.last_write_at = self._loop.time()
@@ -233,15 +244,15 @@ class Downstream:
             await asyncio.wait({self._sending})
 
     async def comment(self, text: str) -> None:
-        """A comment of ours before the first event of a stream that was committed early."""
-        if self._response is not None and self._mode is not Mode.JSON:
-            await self._response.write(f": {text}\n\n".encode())
+        """A comment of ours before the first event of a stream that was committed early, where there are comments."""
+        if self._response is not None and self._mode is not Mode.JSON and (frame := self._dialect.comment(text)):
+            await self._response.write(frame)
 
     async def write(self, chunk: bytes, now: float) -> None:
         """Pass on bytes of the engine. Waits while the client does not read; that is the back-pressure."""
         response = self._response
         assert response is not None
-        if self.is_event_stream and (self._held or self._is_in_event or not chunk.endswith(EVENT_ENDS)):
+        if self.is_event_stream and (self._held or self._is_in_event or not chunk.endswith(self._ends)):
             chunk = self._whole_events(chunk)
             if not chunk:
                 return
@@ -257,10 +268,10 @@ class Downstream:
         """What can be sent now; the rest is held until its event is whole."""
         if self._is_in_event:
             self._tail = (self._tail + chunk)[-4:]
-            self._is_in_event = not self._tail.endswith(EVENT_ENDS)
+            self._is_in_event = not self._tail.endswith(self._ends)
             return chunk
         chunk = self._held + chunk
-        end = last_border(chunk)
+        end = last_border(chunk, self._ends)
         if len(chunk) - end > HELD_BYTES:
             self._held, self._tail, self._is_in_event = b"", chunk[-4:], True
             return chunk
@@ -272,8 +283,16 @@ class Downstream:
         await self.pause()
         self._held = b""
         if self._is_in_event:
-            frame, self._is_in_event = b"\n\n" + frame, False
+            frame, self._is_in_event = self._ends[0] + frame, False
         await self.write(frame, self._loop.time())
+
+    def cut(self) -> web.StreamResponse:
+        """Break the connection after what was written: the end of an answer that must not look whole."""
+        response = self._response
+        assert response is not None
+        # Closes once all is out; the last chunk, which aiohttp would add, has nowhere to go then.
+        self._request.protocol.force_close()
+        return response
 
     async def finish(self) -> web.StreamResponse:
         """The tidy end; a last event without its blank line counts as whole."""
@@ -286,9 +305,9 @@ class Downstream:
         return response
 
 
-def last_border(chunk: bytes) -> int:
+def last_border(chunk: bytes, event_ends: Iterable[bytes]) -> int:
     """Where the last whole event in a chunk ends, and whole comment lines after it; 0 if none does."""
-    end = max((chunk.rfind(mark) + len(mark) for mark in EVENT_ENDS if mark in chunk), default=0)
+    end = max((chunk.rfind(mark) + len(mark) for mark in event_ends if mark in chunk), default=0)
     while chunk.startswith(b":", end) and (line_end := chunk.find(b"\n", end)) != -1:
         end = line_end + 1
     return end

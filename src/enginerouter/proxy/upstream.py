@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Mapping
+from collections.abc import AsyncIterable, Collection, Mapping
 from contextvars import ContextVar
 from typing import IO
 
@@ -26,6 +26,8 @@ from enginerouter.tasks import TaskGroup
 # Below the keep-alive of every engine (llama.cpp and uvicorn close after 5 s): a connection that the engine is about
 # to close is not used again.
 POOL_IDLE_S = 2.0
+# A shorter "key" (`none`, `x`) would be found in words that are none.
+SHORTEST_KEY = 8
 # What an engine may send as one header line; some put long diagnostics there.
 MAX_HEADER_BYTES = 65536
 # aiohttp warns about larger bytes bodies: written in one piece they would hold up the loop.
@@ -55,8 +57,8 @@ class ReusedConnectionFailed(Exception):
 class Upstream:
     """The connections to one engine. `headers` (its key and configured ones) go out with every request.
 
-    `is_server`: not a process of ours, so that it may be another router; `instance` is that router's id, once it has
-    said it.
+    `dialects` are those that it speaks; `is_strict`: it refuses fields that its dialect does not have. `is_server`: not
+    a process of ours, so that it may be another router; `instance` is that router's id, once it has said it.
     """
 
     def __init__(
@@ -67,19 +69,42 @@ class Upstream:
         connect_timeout_s: float,
         tasks: TaskGroup,
         is_server: bool = False,
+        dialects: Collection[str] = ("openai",),
+        is_strict: bool = False,
     ) -> None:
         self.engine = engine
         self.instance: str | None = None
         self._tasks = tasks
-        self.configure(headers=headers, connect_timeout_s=connect_timeout_s, is_server=is_server)
+        self.configure(
+            headers=headers,
+            connect_timeout_s=connect_timeout_s,
+            is_server=is_server,
+            dialects=dialects,
+            is_strict=is_strict,
+        )
         self._session: ClientSession | None = None
         self._urls: dict[tuple[str, str], URL] = {}
 
-    def configure(self, *, headers: Mapping[str, str], connect_timeout_s: float, is_server: bool = False) -> None:
+    def configure(
+        self,
+        *,
+        headers: Mapping[str, str],
+        connect_timeout_s: float,
+        is_server: bool = False,
+        dialects: Collection[str] = ("openai",),
+        is_strict: bool = False,
+    ) -> None:
         """Ask like this from now on, also for those who have waited since before; what is open stays open."""
+        self.dialects = dialects
+        self.is_strict = is_strict
         self.headers = dict(headers)
         self.is_server = is_server
         self._timeout = ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=None)
+
+    def without_key(self, said: bytes) -> bytes:
+        """What the engine said, without the operator's key: some providers quote it when they refuse it."""
+        key = self.headers.get("Authorization", "").removeprefix("Bearer ").encode()
+        return said.replace(key, b"*" * len(key)) if len(key) >= SHORTEST_KEY and key in said else said
 
     def _open_session(self) -> ClientSession:
         return ClientSession(
@@ -103,7 +128,12 @@ class Upstream:
         return url
 
     async def open(
-        self, method: str, address: str, path: str, headers: CIMultiDict[str], body: bytes | IO[bytes]
+        self,
+        method: str,
+        address: str,
+        path: str,
+        headers: CIMultiDict[str],
+        body: bytes | IO[bytes] | AsyncIterable[bytes],
     ) -> ClientResponse:
         """Send a request and return when the answer's headers are here. The caller closes or releases the response.
 
@@ -114,7 +144,7 @@ class Upstream:
         if session is None:
             session = self._session = self._open_session()
         _is_fresh.set(False)
-        data: bytes | IO[bytes] = body
+        data: bytes | IO[bytes] | AsyncIterable[bytes] = body
         if isinstance(body, bytes) and len(body) >= LARGE_BODY_BYTES:
             data = io.BytesIO(body)
         try:

@@ -136,7 +136,7 @@ class Directory:
                     found[model_id] = self._undeclared(settings, model_id, asked=model_id)
         labels = {target.label: target for target in found.values()} if self._late else {}
         for alias, end in self._late:
-            if (target := found.get(end) or found.get(_respelt(end)) or labels.get(end)) is not None:
+            if (target := found.get(end) or found.get(respelt(end)) or labels.get(end)) is not None:
                 found[alias.name] = _renamed(target, alias)
 
     def collisions(self) -> dict[tuple[str, str], list[str]]:
@@ -204,7 +204,7 @@ class Directory:
         """A chain; another spelling (Ollama's `:latest` and a missing tag are one name); then the alias globs."""
         if (alias := self._chains.get(name)) is not None:
             return self._chain(alias)
-        other = _respelt(name)
+        other = respelt(name)
         if (target := self._names.get(other)) is not None:
             return target
         if (alias := self._chains.get(other)) is not None:
@@ -257,11 +257,11 @@ class Directory:
 
     def _entry(self, entry: str) -> Target | None:
         """The target of an entry: a model, a rename, `engine/model`, an engine."""
-        if (found := self._names.get(entry) or self._names.get(_respelt(entry))) is not None:
+        if (found := self._names.get(entry) or self._names.get(respelt(entry))) is not None:
             return found
         if (glob := self._glob_of(entry)) is not None and (found := self._known(glob.target or "")) is not None:
             return _renamed(found, glob)
-        found = self._known(entry) or self._discovered.get(_respelt(entry))
+        found = self._known(entry) or self._discovered.get(respelt(entry))
         # An engine by its name alone: the first of its models.
         return found or next((t for t in self._models.values() if t.engine == entry), None)
 
@@ -294,14 +294,14 @@ class Directory:
 
     def _live(self, name: str) -> Target | None:
         """A model that an engine says it has, by its own name or as `engine/model`."""
-        found = self._discovered.get(name) or self._discovered.get(_respelt(name))
+        found = self._discovered.get(name) or self._discovered.get(respelt(name))
         if found is not None:
             return found
         direct = self._direct(name)
         if direct is None or self._engines[direct.engine].type == "remote":
             return direct
         said = self._said.get(direct.engine, ())
-        known = next((m for m in (direct.upstream_model, _respelt(direct.upstream_model)) if m in said), None)
+        known = next((m for m in (direct.upstream_model, respelt(direct.upstream_model)) if m in said), None)
         if known is None:
             return None
         found = self._discovered.get(known)
@@ -357,7 +357,7 @@ class Directory:
                 yield listed
 
 
-def _respelt(name: str) -> str:
+def respelt(name: str) -> str:
     """Ollama's `:latest` and a missing tag are one name."""
     return name.removesuffix(LATEST) if name.endswith(LATEST) else name + LATEST
 

@@ -7,7 +7,8 @@ from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from enginerouter.config.check_engines import is_surely_remote
-from enginerouter.config.engines import EngineSettings, GenericProcess
+from enginerouter.config.engines import ApiSwap, EngineSettings, GenericProcess, Ollama
+from enginerouter.errors import Problem
 
 # Tags of models that an Ollama daemon runs in its maker's cloud.
 _CLOUD = ("-cloud", ":cloud")
@@ -28,6 +29,20 @@ def is_remote(settings: EngineSettings, own: Collection[Network]) -> bool:
         return "." in host and not host.endswith((".local", ".internal", ".localhost"))
     is_here = address.is_loopback or address.is_unspecified or any(address in network for network in own)
     return not is_here
+
+
+def takes_memory_elsewhere(settings: EngineSettings, own: Collection[Network]) -> Problem | None:
+    """A warning, for a server on another machine that swaps with the engines of this one as if it were here."""
+    if not isinstance(settings, ApiSwap | Ollama) or not settings.enabled or not settings.holds_memory:
+        return None
+    if not is_remote(settings, own):
+        return None
+    host = urlsplit(settings.base_url or "").hostname
+    return Problem(
+        f"{host} is not this machine, but the engine evicts those that are here, as if it needed their memory",
+        path=f"engines.{settings.name}.base_url",
+        hint="set `holds_memory: false`, or `trust_local: true` if it is this machine after all",
+    )
 
 
 def is_cloud_model(engine: EngineSettings, model: str, said_remote: Collection[str]) -> bool:

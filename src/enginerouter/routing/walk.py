@@ -43,7 +43,7 @@ SLOW = "would_take_longer"
 KEY_REFUSED = "key_refused"
 RATE_LIMITED = "rate_limited"
 
-EMBEDDINGS = "/v1/embeddings"
+EMBEDDINGS = frozenset({"/v1/embeddings", "/api/embed", "/api/embeddings"})
 _BILLABLE = ("/v1/audio/", "/v1/images/")
 _RESPONSES = "/v1/responses"
 # What counts on health: nothing, a failure, or a time to be left alone.
@@ -116,7 +116,7 @@ def pass_over(
         return FENCED
     if is_unconfigured:
         return UNCONFIGURED
-    if path == EMBEDDINGS and not chain.alias.mix_embeddings and not shares_vectors(chain.targets[0], target):
+    if path in EMBEDDINGS and not chain.alias.mix_embeddings and not shares_vectors(chain.targets[0], target):
         return OTHER_VECTORS
     return LOOP if instance is not None and instance in via else ""
 

@@ -18,7 +18,7 @@ SOCKET_NAME = "enginerouter.socket"
 MARK = "# Written by enginerouter. Changes belong into a drop-in: systemctl --user edit enginerouter"
 # systemd 253 brought Type=notify-reload.
 NOTIFY_RELOAD_VERSION = 253
-DEFAULT_STOP_S = 10.0 + 30.0
+DEFAULT_STOP_S = 10.0 + 30.0 + 10.0
 SPARE_S = 10.0
 WATCHDOG_S = 30
 
@@ -38,9 +38,9 @@ class Service:
     systemd_version: int = 0
 
 
-def stop_seconds(shutdown_timeout_s: float, stop_timeouts_s: Iterable[float]) -> float:
-    """What an orderly end may take: streams end, then engines stop side by side, and something to spare."""
-    return shutdown_timeout_s + max(stop_timeouts_s, default=0.0) + SPARE_S
+def stop_seconds(shutdown_timeout_s: float, end_timeouts_s: Iterable[float]) -> float:
+    """What an orderly end may take: streams end, then engines end side by side, and something to spare."""
+    return shutdown_timeout_s + max(end_timeouts_s, default=0.0) + SPARE_S
 
 
 def quoted(word: str) -> str:

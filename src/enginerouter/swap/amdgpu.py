@@ -1,5 +1,8 @@
 """Memory of AMD cards, from the files of the amdgpu driver. Reading them is memory to memory and wakes no card.
 
+The exception is `gpu_metrics`: older kernels wake a card for it that is asleep. It is read once, when the cards are
+looked for, of a card whose kind the sizes of its memory leave open; `Amdgpu()` is therefore made in a thread.
+
 An APU has a carve-out of the host's memory as "VRAM" and takes the rest through the GTT, which is host memory: its pool
 is the host's, unless the carve-out is the larger part (then models live in it, and the host does not see it).
 """
@@ -21,7 +24,7 @@ _SMALL_CARVE_OUT = 1024**3
 
 
 class Amdgpu(HostSource):
-    """The memory of all AMD cards as one pool. `root` and `kfd` are for tests."""
+    """The memory of all AMD cards as one pool. Making one blocks. `root` and `kfd` are for tests."""
 
     name = "amd"
     counts_host_pages = False
@@ -100,8 +103,10 @@ def _name(card: Path) -> str:
 
 def _is_unified(card: Path) -> bool:
     carve_out, gtt = _read(card / "mem_info_vram_total") or 0, _read(card / "mem_info_gtt_total") or 0
+    if carve_out >= gtt:
+        return False
     try:
         metrics = (card / "gpu_metrics").read_bytes()
-    except OSError:
-        return carve_out <= _SMALL_CARVE_OUT and gtt > carve_out
-    return len(metrics) > 2 and metrics[2] in _APU_METRICS and carve_out < gtt
+    except OSError:  # also of a card that newer kernels leave asleep
+        return carve_out <= _SMALL_CARVE_OUT
+    return len(metrics) > 2 and metrics[2] in _APU_METRICS

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from enginerouter.slots import SlotId
 from enginerouter.swap import policy, words
@@ -22,7 +22,8 @@ class Slots(dict[SlotId, Slot]):
 class Board:
     """`pool` is where memory is held: the lane of all slots that have any. `queued` counts the tickets of all slots.
 
-    Until `has_started` – everything left running is taken over – requests may come but no swap begins.
+    `unasked` are engines that have not said yet what of theirs is left running: requests may come, but in the lanes of
+    their slots no swap begins.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Board:
         rules: Rules,
         learned: Mapping[SlotId, Learned],
         now: Callable[[], float],
+        unasked: Collection[str] = (),
     ) -> None:
         self.slots = Slots()
         self.pool = Lane({}, is_shared=True)
@@ -38,7 +40,7 @@ class Board:
         self.rules = rules
         self.now = now
         self.queued = 0
-        self.has_started = False
+        self.unasked = set(unasked)
         self.is_closing = False
         self._learned = learned
         self._lane_of: dict[SlotId, Lane] = {}
@@ -87,6 +89,9 @@ class Board:
 
     def lane_of(self, slot: Slot) -> Lane:
         return self._lane_of[slot.id]
+
+    def may_swap(self, lane: Lane) -> bool:
+        return not self.unasked or all(slot_id.engine not in self.unasked for slot_id in lane.slots)
 
     @property
     def has_leases(self) -> bool:

@@ -9,6 +9,7 @@ This is the way in, the life of the whole, and an operator's word. The parts: `b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
@@ -64,7 +65,7 @@ class Coordinator:
         self._spec_of = spec_of
         self._tasks = TaskGroup()
         self._turned_at = now()
-        self._board = board = Board(specs, rules, learned or {}, now)
+        self._board = board = Board(specs, rules, learned or {}, now, unasked=engines)
         self._leases = leases = Leases(board, self._dispatch)
         self._holding = holding = Holding(board, leases, self._dispatch)
         self._swaps = Swaps(board, engines, memory, observer, self._tasks, leases, holding, self._dispatch, self._found)
@@ -90,7 +91,10 @@ class Coordinator:
     # --- the life of the coordinator
 
     async def start(self) -> None:
-        """Take over what an earlier router left running, begin the preloads, and watch."""
+        """Take over what an earlier router left running, begin the preloads, and watch; once, and to its end.
+
+        A lane begins as soon as all engines that have slots in it have answered.
+        """
         board = self._board
         for engine in self._engines.values():
             engine.watch(self.crashed)
@@ -101,10 +105,16 @@ class Coordinator:
         async for name, found in taken_over(self._engines):
             self._take_over(name, found)
             await self._note_asleep(self._engines[name])
-        for slot in board.slots.values():
-            slot.wish = "preload" if slot.spec.is_preloaded and slot.phase is Phase.COLD else ""
-        board.has_started = True
-        self._dispatch_all()
+            board.unasked.discard(name)
+            for lane in [la for la in board.lanes if any(s.engine == name for s in la.slots)]:
+                self._begin_lane(lane)
+
+    def _begin_lane(self, lane: Lane) -> None:
+        if self._board.may_swap(lane):
+            for slot in lane.slots.values():
+                if slot.spec.is_preloaded and slot.phase is Phase.COLD and not slot.is_outdated:
+                    slot.wish = "preload"
+        self._dispatch(lane)
 
     def _dispatch_all(self) -> None:
         for lane in list(self._board.lanes):
@@ -118,21 +128,24 @@ class Coordinator:
                 self._swaps.move(slot, Event.NOT_GONE, found.message)
             return
         for slot_id in found:
-            self.add(slot_id)
-            self._adopted(board.slots[slot_id], "it was running")
+            self._renewals.goes_along(slot_id)
+            with contextlib.suppress(NoLongerConfigured):  # a reload came before the answer
+                self.add(slot_id)
+                self._adopted(board.slots[slot_id], "it was running")
 
     async def _note_asleep(self, engine: Engine) -> None:
         """What sleeps keeps memory that a hold, an unload, or a start that is short of it will want."""
         for slot_id in engine.asleep() if isinstance(engine, Sleeper) else ():
             kept = await engine.held_bytes(slot_id) or 0
-            self.add(slot_id)
-            if self._board.slots[slot_id].phase is Phase.COLD:
-                self._board.slots[slot_id].kept_bytes = kept
+            with contextlib.suppress(NoLongerConfigured):
+                self.add(slot_id)
+                if self._board.slots[slot_id].phase is Phase.COLD:
+                    self._board.slots[slot_id].kept_bytes = kept
 
     async def look_around(self) -> None:
         """Let what others have loaded be known, where no swap is doing so anyhow."""
         lane = self._board.pool
-        if lane.swap is None:
+        if lane.swap is None and self._board.may_swap(lane):
             for found in await outside.look(outside.to_ask(lane, self._engines), None):
                 self._found(found)
 
@@ -147,7 +160,6 @@ class Coordinator:
         if found.is_ready:
             self._adopted(slot, "loaded by somebody else")
             slot.active_at -= self._board.rules.linger_s  # nobody here has used it
-            slot.is_unload_wanted = slot.is_unload_wanted or slot.is_outdated
         else:
             self._swaps.move(slot, Event.NOT_GONE, "started by somebody else, and not ready")
         self._dispatch(self._board.lane_of(slot))
@@ -158,7 +170,7 @@ class Coordinator:
         slot.before_start_bytes, slot.drop_bytes, slot.kept_bytes = None, None, None
         others = [s for s in self._board.lane_of(slot).residents() if s is not slot]
         try:
-            slot.is_unload_wanted = bool(plan_eviction(slot, others, self._board.rules))
+            slot.is_unload_wanted = slot.is_outdated or bool(plan_eviction(slot, others, self._board.rules))
         except CannotFit:
             slot.is_unload_wanted = True
         slot.active_at = now
@@ -225,8 +237,12 @@ class Coordinator:
 
     async def _end(self, slot: Slot) -> None:
         """Nothing is put to sleep now."""
-        engine = self._engines[slot.id.engine]
-        await (engine.end(slot.id) if isinstance(engine, Sleeper) else engine.stop(slot.id))
+        engine, limit_s = self._engines[slot.id.engine], slot.spec.end_within_s
+        try:
+            async with asyncio.timeout(limit_s):
+                await (engine.end(slot.id) if isinstance(engine, Sleeper) else engine.stop(slot.id))
+        except TimeoutError:
+            raise FreeFailed(engine.name, f"it is not free after {limit_s:g} s and is left as it is") from None
 
     # --- an operator's word
 
@@ -251,6 +267,15 @@ class Coordinator:
         slot.wish = ""
         self._dispatch(self._board.lane_of(slot))
         return True
+
+    def keep_for(self, slot_id: SlotId, idle_s: float) -> None:
+        """A client's word on how long a slot may be idle before it is freed, until it is; infinite for always.
+
+        It neither pins a slot nor frees a pinned one, and says nothing of swaps.
+        """
+        slot, lane = self._at(slot_id)
+        slot.kept_s = idle_s
+        self._dispatch(lane)
 
     def wish(self, slot_id: SlotId, *, within_s: float = WISH_S) -> None:
         """Start a slot for nobody in particular, if within a time that costs nobody anything: no gate closes for it."""

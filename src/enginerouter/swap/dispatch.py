@@ -40,11 +40,11 @@ class Dispatcher:
         until: float | None = None
         if lane.swap is not None:
             lane.changed.set()
-        elif board.has_started and not board.is_closing:
+        elif board.may_swap(lane) and not board.is_closing:
             self._renew(lane)
             until = self._next(lane, now)
         if lane.hold is not None and lane.hold.has_looked and lane.swap is None and not policy.in_the_way_of_hold(lane):
-            lane.hold.decide(True)
+            lane.hold.freed(now)
         board.run_clocks(lane)
         self._set_timer(lane, until)
 

@@ -23,6 +23,7 @@ HoldDrain = Literal["wait", "cut", "refuse"]
 class Hold:
     """One hold of one lane. `mode`: what becomes of requests meanwhile. `drain` None: as `on_drain_timeout` says.
 
+    `lasts_s` is how long its owner may have the memory, None without an end: it counts from when that is free.
     `has_looked`: what others loaded has been looked for. `outcome` is None until the memory is free (True) or the hold
     has ended before that (its error); then `decided`.
     """
@@ -30,6 +31,7 @@ class Hold:
     owner: str
     mode: HoldMode
     began_at: float
+    lasts_s: float | None = None
     expires_at: float | None = None
     drain: HoldDrain | None = None
     has_looked: bool = False
@@ -41,6 +43,16 @@ class Hold:
             self.outcome = outcome
             self.decided.set()
 
+    def freed(self, now: float) -> None:
+        """All of its memory is free. Any number of times."""
+        if self.outcome is None:
+            self.decide(True)
+            self.count_from(now)
+
+    def count_from(self, now: float) -> None:
+        """The owner's time begins – anew, if it said so again."""
+        self.expires_at = None if self.lasts_s is None else now + self.lasts_s
+
     @property
     def is_free(self) -> bool:
         return self.outcome is True
@@ -50,8 +62,10 @@ class Hold:
 
     def refusal(self, now: float) -> Held:
         """What a request gets that is not let in."""
-        left = None if self.expires_at is None else max(0.0, self.expires_at - now)
+        left = self.lasts_s if self.expires_at is None else max(0.0, self.expires_at - now)
         until = "until it is released (POST /admin/release)" if left is None else f"for another {left:.0f} s"
+        if left is not None and self.expires_at is None:
+            until = f"for {left:.0f} s once it is free"
         return Held(
             f"memory is held free for {self.owner!r} {until}; engines that need memory do not start meanwhile",
             retry_after_s=RETRY_AFTER_S if left is None else left,

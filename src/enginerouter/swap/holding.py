@@ -30,7 +30,8 @@ class Holding:
     ) -> Hold:
         """Free all memory and keep it free for `owner`, who may say so again with other words. Pins do not count.
 
-        `Hold.decided` tells when it is free, or that it will not be. Raises HeldByOther or ShuttingDown.
+        `Hold.decided` tells when it is free, or that it will not be; `expires_s` counts from then.
+        Raises HeldByOther or ShuttingDown.
         """
         lane, now = self._board.pool, self._board.now()
         if self._board.is_closing:
@@ -44,8 +45,9 @@ class Holding:
                 if slot.spec.is_pinned and not slot.is_unload_wanted and slot.phase in _IN_USE:
                     slot.wish = "preload"  # again, when the hold is over
         hold = lane.hold
-        hold.mode, hold.drain = mode, drain
-        hold.expires_at = None if expires_s is None else now + expires_s
+        hold.mode, hold.drain, hold.lasts_s = mode, drain, expires_s
+        if hold.is_free:
+            hold.count_from(now)
         log.info("memory is held for %r (%s)%s", owner, mode, "" if expires_s is None else f" for {expires_s:g} s")
         if mode == "refuse":
             for slot in lane.slots.values():

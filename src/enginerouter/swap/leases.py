@@ -65,7 +65,7 @@ class Leases:
             board.queued
             or lane.swap is not None
             or slot.is_unload_wanted
-            or slot.spec.idle_unload_s is not None
+            or slot.idle_unload_s is not None
             or lane.wished_until > now
         ):
             self._dispatch(lane)

@@ -15,6 +15,8 @@ from enginerouter.swap.phases import Phase
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0
+# Asking a card costs a process: where nobody is served, what was free before a crash may be known less exactly.
+IDLE_READ_EVERY_S = 10.0
 
 
 async def look_after(
@@ -27,12 +29,17 @@ async def look_after(
 ) -> None:
     """Once a second, for ever. `turned` is called at each turn: the sign that the loop lives.
 
+    Memory is read while a slot serves, once when the last one falls idle, and then only every IDLE_READ_EVERY_S.
     `slots`, `engines` and `rules` are those of the moment: a reload may change them.
     """
+    read_at, was_busy = float("-inf"), False
     while True:
         await asyncio.sleep(LOOK_EVERY_S)
         turned()
-        if serving := [s for s in slots if s.phase in (Phase.READY, Phase.DRAINING)]:
+        serving = [s for s in slots if s.phase in (Phase.READY, Phase.DRAINING)]
+        is_busy, was_busy = any(s.leases for s in serving) or was_busy, any(s.leases for s in serving)
+        if serving and (is_busy or now() - read_at >= IDLE_READ_EVERY_S):
+            read_at = now()
             await memory.refresh()
             available = memory.available()
             for slot in [s for s in serving if s.phase in (Phase.READY, Phase.DRAINING)]:

@@ -41,16 +41,13 @@ class Device:
 
 
 class MemorySource(Protocol):
-    """`name` is what `check` and `/status` show, `why` the reason it was picked, `problem` why it cannot be read now.
+    """`name` is what `check` and `/status` show, `problem` why it cannot be read now.
 
     `counts_host_pages`: the host's pages are part of this pool, so what a process tree has in them counts as held.
     """
 
     @property
     def name(self) -> str: ...
-
-    @property
-    def why(self) -> str: ...
 
     @property
     def problem(self) -> str: ...
@@ -76,11 +73,20 @@ class MemorySource(Protocol):
     async def close(self) -> None: ...
 
 
+class ChosenSource(MemorySource, Protocol):
+    """The one that a router reads. `why` it is that one; `warnings` are what somebody should look at."""
+
+    @property
+    def why(self) -> str: ...
+
+    @property
+    def warnings(self) -> Sequence[str]: ...
+
+
 class HostSource:
     """What the sources of the host's memory have in common: they can be read at any moment, and know no cards."""
 
     name = "host"
-    why = ""
     counts_host_pages = True
 
     @property

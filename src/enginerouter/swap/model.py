@@ -6,6 +6,7 @@ Only `coordinator` and `walk` write these; the decision modules read them. All t
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ class SlotSpec:
     `holds_memory` False: lives beside all others, is never drained or freed for another.
     `pins_engine`: the pin keeps the engine, not this model of it; another slot of that engine may take its place.
     `is_swapped` False: a provider, always there; its first use is no swap to report.
+    `end_within_s`: longest wait for it when the router ends; None where it has a limit of its own.
     `restarts` (`auto_restart`): wanted again after a crash; `rolls_back`: after a failed swap away from it.
     """
 
@@ -51,6 +53,7 @@ class SlotSpec:
     restarts: bool = False
     rolls_back: bool = False
     is_swapped: bool = True
+    end_within_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,10 +202,11 @@ class Slot:
     since ready; `before_start_bytes` the availability read just before its start; `drop_bytes` how much that fell
     until ready; `before_end_bytes` the last reading before it died or was stopped; `missing_bytes` what a settle
     waits for, `missing_is_bound` whether that is only the most it can be; `kept_bytes` what its process keeps while it
-    sleeps, None where none does; `was_unloaded`: it ended at somebody else's word; `wish` has it started once it fits
-    beside what is there; until `wished_until` it also starts in place of what is idle, because a chain had to go past
-    it; `wait_clock` runs while somebody waits for this slot and what is in its way is ready to serve; `fate` is what a
-    reload wants of it.
+    sleeps, None where none does; `kept_s` is the idle time that a client's `keep_alive` gave it, for this stay in
+    memory (infinite: being idle never frees it); `was_unloaded`: it ended at somebody else's word; `wish` has it
+    started once it fits beside what is there; until `wished_until` it also starts in place of what is idle, because a
+    chain had to go past it; `wait_clock` runs while somebody waits for this slot and what is in its way is ready to
+    serve; `fate` is what a reload wants of it.
     """
 
     spec: SlotSpec
@@ -219,6 +223,7 @@ class Slot:
     wished_until: float = 0.0
     is_unload_wanted: bool = False
     fate: Fate = ""
+    kept_s: float | None = None
     before_start_bytes: int | None = None
     drop_bytes: int | None = None
     before_end_bytes: int | None = None
@@ -248,6 +253,13 @@ class Slot:
             return self.spec.need_bytes
         known = [b for b in (self.learned.held_bytes, self.learned.came_back_bytes) if b is not None]
         return max(known) if known else None
+
+    @property
+    def idle_unload_s(self) -> float | None:
+        """How long it may be idle before it is freed; None: as long as it likes."""
+        if self.spec.is_pinned or self.kept_s == math.inf:
+            return None
+        return self.spec.idle_unload_s if self.kept_s is None else self.kept_s
 
     @property
     def is_busy(self) -> bool:
@@ -282,6 +294,8 @@ class Slot:
         before = self.phase
         self.phase = step(before, event)
         self.phase_since = now
+        if self.phase is Phase.COLD:
+            self.kept_s = None
         return before
 
 
@@ -292,6 +306,11 @@ class Plan:
     target: SlotId | None
     victims: tuple[SlotId, ...]
     reason: str
+
+    @property
+    def why(self) -> str:
+        """What a slot is told that leaves."""
+        return f"swap to {self.target}" if self.target is not None else self.reason
 
 
 @dataclass(slots=True, eq=False)

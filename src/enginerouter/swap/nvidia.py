@@ -1,8 +1,8 @@
 """Memory of NVIDIA cards: from NVML where its Python bindings are installed, else from `nvidia-smi`.
 
 NVML is asked in a thread of its own, `nvidia-smi` as a child: a driver that hangs stops neither the event loop nor the
-router's end. Neither creates a CUDA context. Somebody has to want a reading for one to be made: there is no polling of
-an idle router. What the tools say in place of a number is kept as the device's `problem`.
+router's end, and is waited for once, not at each step of a swap. Neither creates a CUDA context. Somebody has to want
+a reading for one to be made. What the tools say in place of a number is kept as the device's `problem`.
 """
 
 from __future__ import annotations
@@ -13,18 +13,21 @@ import importlib
 import shutil
 import threading
 import time
-from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
+import psutil
+
+from enginerouter.command import Said, run
 from enginerouter.swap.memory import STALE_AFTER_S, Device, Processes
 from enginerouter.tasks import TaskGroup
 
 MIB = 1024**2
 # nvidia-smi takes 20 ms with a loaded driver and seconds where the driver has to be loaded first.
 TOOL_TIMEOUT_S = 10.0
-GONE_TIMEOUT_S = 1.0
+# Longer than the tool is given, so that its own word on why there is none is heard.
+FIRST_READING_TIMEOUT_S = TOOL_TIMEOUT_S + 3.0
 CARDS_QUERY = ("--query-gpu=name,memory.total,memory.used,memory.free", "--format=csv,noheader,nounits")
 PROCESSES_QUERY = ("--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits")
 # What stands in place of a number on a card without memory of its own (GB10).
@@ -85,13 +88,6 @@ def _added(one: int | None, other: int | None) -> int | None:
 # --- nvidia-smi
 
 
-class Printed(NamedTuple):
-    """What one call printed, or why there is nothing."""
-
-    text: str = ""
-    problem: str = ""
-
-
 class Smi:
     """One-shot calls of `nvidia-smi`, each bounded. One that cannot even be killed is not followed by more."""
 
@@ -99,49 +95,22 @@ class Smi:
 
     def __init__(self, command: Sequence[str]) -> None:
         self._command = tuple(command)
-        self._unkillable: Process | None = None
+        self._unkillable = 0
 
     async def read(self) -> CardReading:
-        if self._unkillable is not None and self._unkillable.returncode is None:
-            return CardReading(problem=f"nvidia-smi (pid {self._unkillable.pid}) hangs and cannot be killed")
+        if self._unkillable and psutil.pid_exists(self._unkillable):
+            return CardReading(problem=f"nvidia-smi (pid {self._unkillable}) hangs and cannot be killed")
         # return_exceptions: a cancellation waits until both children are ended.
-        answers = await asyncio.gather(self._run(CARDS_QUERY), self._run(PROCESSES_QUERY), return_exceptions=True)
-        cards, processes = (a if isinstance(a, Printed) else Printed(problem=f"nvidia-smi: {a!r}") for a in answers)
-        if cards.problem:
-            return CardReading(problem=cards.problem)
-        return CardReading(parse_cards(cards.text), None if processes.problem else parse_processes(processes.text))
+        answers = await asyncio.gather(self._ask(CARDS_QUERY), self._ask(PROCESSES_QUERY), return_exceptions=True)
+        cards, processes = (a if isinstance(a, Said) else Said(self.name, None, error=repr(a)) for a in answers)
+        if not cards.is_ok:
+            return CardReading(problem=cards.problem())
+        return CardReading(parse_cards(cards.out), parse_processes(processes.out) if processes.is_ok else None)
 
-    async def _run(self, query: Sequence[str]) -> Printed:
-        try:
-            succeeded, text = await self._printed(query)
-        except TimeoutError:  # an OSError, too
-            return Printed(problem=f"nvidia-smi did not answer within {TOOL_TIMEOUT_S:g} s")
-        except OSError as error:
-            return Printed(problem=f"nvidia-smi cannot be run: {error}")
-        if not succeeded:
-            return Printed(problem=f"nvidia-smi: {' '.join(text.split())[:300] or 'failed without a word'}")
-        return Printed(text)
-
-    async def _printed(self, query: Sequence[str]) -> tuple[bool, str]:
-        """Whether it went well, and what it printed. Raises OSError or TimeoutError."""
-        child = await asyncio.create_subprocess_exec(*self._command, *query, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL)
-        try:
-            async with asyncio.timeout(TOOL_TIMEOUT_S):
-                printed, _ = await child.communicate()
-        finally:
-            await self._end(child)
-        return child.returncode == 0, printed.decode(errors="replace")
-
-    async def _end(self, child: Process) -> None:
-        if child.returncode is not None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            child.kill()
-        try:
-            async with asyncio.timeout(GONE_TIMEOUT_S):
-                await child.wait()
-        except TimeoutError:
-            self._unkillable = child
+    async def _ask(self, query: Sequence[str]) -> Said:
+        said = await run([*self._command, *query], TOOL_TIMEOUT_S, shown="nvidia-smi")
+        self._unkillable = said.left_pid or self._unkillable
+        return said
 
 
 # --- NVML
@@ -220,12 +189,15 @@ async def in_daemon_thread(work: Callable[[], CardReading], if_broken: CardReadi
     return await done
 
 
-def find_reader() -> Reader | None:
-    """How NVIDIA cards can be asked on this machine; None if not at all."""
+def find_readers() -> list[Reader]:
+    """The ways in which NVIDIA cards may be asked on this machine, the best first."""
+    found: list[Reader] = []
     with contextlib.suppress(ImportError):
-        return Nvml(importlib.import_module("pynvml"))
+        found.append(Nvml(importlib.import_module("pynvml")))
     command = shutil.which("nvidia-smi")
-    return Smi([command]) if command is not None else None
+    if command is not None:
+        found.append(Smi([command]))
+    return found
 
 
 # --- the source
@@ -235,7 +207,6 @@ class Nvidia:
     """The memory of all discrete NVIDIA cards as one pool."""
 
     counts_host_pages = False
-    why = ""
 
     def __init__(self, reader: Reader, now: Callable[[], float] = time.monotonic) -> None:
         self._reader = reader
@@ -245,6 +216,8 @@ class Nvidia:
         self._reading = CardReading(problem="not read yet")
         # When the last finished reading began: what happened before that, it has seen.
         self._read_at = float("-inf")
+        # A reading did not come in time. Until one does, nobody waits for another.
+        self._hangs = False
 
     @property
     def name(self) -> str:
@@ -261,7 +234,10 @@ class Nvidia:
         return ""
 
     async def start(self) -> None:
-        await self.refresh(within_s=TOOL_TIMEOUT_S)
+        await self.refresh(within_s=FIRST_READING_TIMEOUT_S)
+        if self._read_at == float("-inf"):
+            problem = f"{self._reader.name} has not answered within {FIRST_READING_TIMEOUT_S:g} s"
+            self._reading = CardReading(problem=problem)
 
     async def refresh(self, within_s: float = STALE_AFTER_S) -> None:
         asked_at = self._now()
@@ -270,12 +246,17 @@ class Nvidia:
             # A reading under way may have looked before the caller asked; then it takes one more.
             if self._poll is None or self._poll.done():
                 self._poll = self._tasks.spawn(self._read(), f"read {self._reader.name}")
+            if self._hangs:
+                return
             await asyncio.wait({self._poll}, timeout=left)
+        self._hangs = self._read_at < asked_at
 
     async def _read(self) -> None:
         began_at = self._now()
         self._reading = await self._reader.read()
         self._read_at = began_at
+        if self._now() - began_at <= STALE_AFTER_S:
+            self._hangs = False
 
     def _is_stale(self) -> bool:
         return self._now() - self._read_at > STALE_AFTER_S

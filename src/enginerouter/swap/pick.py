@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -19,9 +19,7 @@ from enginerouter.swap.memory import (
     Psutil,
     host_source,
 )
-from enginerouter.swap.nvidia import Nvidia, Reader, find_reader
-
-log = logging.getLogger(__name__)
+from enginerouter.swap.nvidia import Nvidia, Reader, find_readers
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +78,7 @@ def _host(survey: Survey) -> Choice:
     broken = [d for d in (*survey.nvidia, *survey.amd) if not d.is_unified and not d.is_readable]
     warnings = [f"{d.name} {d.problem}: its memory cannot be watched, the host's is" for d in broken]
     if survey.nvidia_problem:
-        warnings.append(f"NVIDIA cards cannot be asked: {survey.nvidia_problem}")
+        warnings.append(f"NVIDIA cards cannot be asked: {survey.nvidia_problem}; until a restart the host is watched")
     if unified:
         names = ", ".join(f"{d.name} {d.problem}".strip() for d in unified)
         return Choice("host", f"the host's memory is the pool: {names}", tuple(warnings))
@@ -102,17 +100,17 @@ class Picked:
         self,
         wanted: str,
         *,
-        reader: Callable[[], Reader | None] = find_reader,
+        readers: Callable[[], Sequence[Reader]] = find_readers,
         amd: Callable[[], Amdgpu] = Amdgpu,
         host: Callable[[], HostSource] = host_source,
     ) -> None:
         self._wanted = wanted
-        self._find_reader = reader
+        self._find_readers = readers
         self._find_amd = amd
         fixed: dict[str, Callable[[], HostSource]] = {"none": NoSource, "psutil": Psutil, "meminfo": Meminfo}
         self._picked: MemorySource = fixed.get(wanted, host)()
         self._found: tuple[Device, ...] = ()
-        self.warnings: tuple[str, ...] = ()
+        self.warnings: Sequence[str] = ()
         self._why = "asked for" if wanted in fixed else "not started yet"
 
     @property
@@ -132,33 +130,38 @@ class Picked:
         return self._picked.counts_host_pages
 
     async def start(self) -> None:
-        if self._wanted in ("auto", "nvidia", "amd"):
-            await self._pick()
-        log.info("memory is read from %s: %s", self.name, self.why)
-        for warning in self.warnings:
-            log.warning("memory: %s", warning)
-
-    async def _pick(self) -> None:
-        reader = self._find_reader() if self._wanted in ("auto", "nvidia") else None
-        nvidia = Nvidia(reader) if reader is not None else None
-        amd = self._find_amd()
-        try:
-            if nvidia is not None:
-                await nvidia.start()
-            problem = nvidia.problem if nvidia is not None and not nvidia.devices() else ""
-            if nvidia is None and self._wanted == "nvidia":
-                problem = "neither nvidia-smi nor the extra `gpu` is installed"
-            survey = Survey(tuple(nvidia.devices()) if nvidia is not None else (), problem, tuple(amd.devices()))
-            choice = choose(self._wanted, survey)
-        finally:
-            if nvidia is not None and not any(d.is_readable for d in nvidia.devices()):
-                await nvidia.close()
+        if self._wanted not in ("auto", "nvidia", "amd"):
+            return
+        nvidia, problems = await self._ask_nvidia() if self._wanted != "amd" else (None, [])
+        # Looked for in a thread: of some cards a file is read that may have to wake them.
+        amd = await asyncio.to_thread(self._find_amd)
+        cards = tuple(nvidia.devices()) if nvidia is not None else ()
+        survey = Survey(cards, "" if cards else "; ".join(problems), tuple(amd.devices()))
+        choice = choose(self._wanted, survey)
         self._found = (*survey.nvidia, *survey.amd)
-        self._why, self.warnings = choice.why, choice.warnings
+        fallen_back = [f"{problem}; {nvidia.name} is read" for problem in problems] if nvidia is not None else []
+        self._why, self.warnings = choice.why, (*fallen_back, *choice.warnings)
         if choice.kind == "nvidia" and nvidia is not None:
             self._picked = nvidia
         elif choice.kind == "amd":
             self._picked = amd
+
+    async def _ask_nvidia(self) -> tuple[Nvidia | None, list[str]]:
+        """The first way to ask NVIDIA cards that gives an answer, and what is wrong with those before it."""
+        readers = self._find_readers()
+        problems = ["neither nvidia-smi nor the extra `gpu` is installed"] * (not readers and self._wanted == "nvidia")
+        for reader in readers:
+            nvidia = Nvidia(reader)
+            try:
+                await nvidia.start()
+            finally:
+                # Of one that is not read nothing is left behind, also where this is cancelled.
+                if not any(d.is_readable for d in nvidia.devices()):
+                    await nvidia.close()
+            if nvidia.devices():
+                return nvidia, problems
+            problems.append(nvidia.problem)
+        return None, problems
 
     async def refresh(self) -> None:
         await self._picked.refresh()

@@ -98,7 +98,7 @@ def next_step(lane: Lane, rules: Rules, now: float) -> Begin | Refuse | Wait:
             victims = in_the_way(slot, lane, rules)
         except CannotFit as blocked:
             return Refuse(slot, blocked.pinned)
-        if (first := _pinned_before(slot, lane, rules, now)) is not None:
+        if (first := _pinned_before(slot, victims, lane, rules, now)) is not None:
             return Begin(Plan(first.id, (), first.wish))
         at = begin_at(slot, victims, rules, now)
         if at <= now:
@@ -117,13 +117,17 @@ def next_step(lane: Lane, rules: Rules, now: float) -> Begin | Refuse | Wait:
     return Wait(min(wakes, default=None))
 
 
-def _pinned_before(slot: Slot, lane: Lane, rules: Rules, now: float) -> Slot | None:
-    """A pinned slot that is to come back (after a hold, at boot) and beside which nobody may wait for `slot`."""
-    for pinned in lane.slots.values():
-        if not pinned.spec.is_pinned or not pinned.is_wanted or pinned.phase is not Phase.COLD:
+def _pinned_before(slot: Slot, victims: list[Slot], lane: Lane, rules: Rules, now: float) -> Slot | None:
+    """A pinned slot that is to come back (after a hold, at boot), and that `slot` might keep out if it started first.
+
+    It cannot where figures say that there is room for both.
+    """
+    beside = [s for s in lane.residents() if s not in victims] + [slot]
+    for pinned in [s for s in lane.slots.values() if s.spec.is_pinned and s is not slot]:
+        if not _is_startable_wish(pinned) or pinned.circuit.is_open(now) or _is_blocked(pinned, lane, rules):
             continue
-        may_start = not pinned.circuit.is_open(now) and not _is_blocked(pinned, lane, rules)
-        if may_start and pinned in _pins_against(slot, [pinned], rules):
+        has_figures = slot.need_bytes is not None and pinned.need_bytes is not None
+        if not has_figures or _in_the_way_of(pinned, beside, rules):
             return pinned
     return None
 
@@ -166,8 +170,8 @@ def _next_unload(lane: Lane, rules: Rules, now: float, wakes: list[float]) -> Pl
             return Plan(None, (slot.id,), "unload")
         if not _is_idle(slot):
             continue
-        if slot.spec.idle_unload_s is not None and not slot.spec.is_pinned:
-            due = max(slot.active_at + slot.spec.idle_unload_s, slot.keep_until)
+        if slot.idle_unload_s is not None:
+            due = max(slot.active_at + slot.idle_unload_s, slot.keep_until)
             if due <= now:
                 return Plan(None, (slot.id,), "idle")
             wakes.append(due)
@@ -184,7 +188,7 @@ def _next_wanted(lane: Lane, rules: Rules, now: float, wakes: list[float]) -> Pl
     Not while its start circuit is open; adds to `wakes` when that closes.
     """
     for slot in lane.slots.values():
-        if slot.is_wanted and slot.phase is Phase.COLD and not slot.is_outdated:
+        if _is_startable_wish(slot):
             if slot.circuit.is_open(now):
                 wakes.append(slot.circuit.open_until)
             elif not _is_blocked(slot, lane, rules):
@@ -244,6 +248,10 @@ def disturbs(slot: Slot, lane: Lane, rules: Rules, now: float, within_s: float) 
     return any(v.phase is Phase.READY and (v.has_work or v.active_at + within_s > now) for v in victims)
 
 
+def _is_startable_wish(slot: Slot) -> bool:
+    return slot.is_wanted and slot.phase is Phase.COLD and not slot.is_outdated
+
+
 def _is_blocked(slot: Slot, lane: Lane, rules: Rules) -> bool:
     try:
         return bool(in_the_way(slot, lane, rules))
@@ -265,14 +273,6 @@ def _in_the_way_of(slot: Slot, residents: list[Slot], rules: Rules) -> list[Slot
         return plan_eviction(slot, residents, rules)
     except CannotFit as blocked:
         return blocked.pinned
-
-
-def _pins_against(slot: Slot, residents: list[Slot], rules: Rules) -> list[Slot]:
-    try:
-        plan_eviction(slot, residents, rules)
-    except CannotFit as blocked:
-        return blocked.pinned
-    return []
 
 
 def should_end_start(lane: Lane, target: Slot, rules: Rules) -> bool:

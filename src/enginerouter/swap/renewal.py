@@ -118,6 +118,14 @@ class Renewals:
         coming = self._coming.get(name)
         return coming.engine if coming is not None else self._engines.get(name)
 
+    def goes_along(self, slot_id: SlotId) -> None:
+        """Of an engine that is to go something was in memory all along, as it says only now: that goes, too."""
+        if (coming := self._coming.get(slot_id.engine)) is None:
+            return
+        slot = self._board.slots.get(slot_id) or self._board.add(SlotSpec(slot_id))
+        if not slot.fate:
+            self._outdate(slot, "removed" if coming.engine is None else "renewed")
+
     # --- slots of engines that stay
 
     def _put(self, name: str, specs: list[SlotSpec], renewed: Renewed) -> None:

@@ -16,7 +16,8 @@ from enginerouter.swap.leases import Leases
 from enginerouter.swap.memory import MemorySource
 from enginerouter.swap.model import Lane, Observer, Plan, Slot, Swap, SwapReport
 from enginerouter.swap.phases import Event, Phase
-from enginerouter.swap.walk import CalledOff, StartEnded, Surroundings, Walk
+from enginerouter.swap.surroundings import Surroundings
+from enginerouter.swap.walk import CalledOff, StartEnded, Walk
 from enginerouter.tasks import TaskGroup
 
 log = logging.getLogger(__name__)
@@ -171,7 +172,7 @@ class Swaps:
         slot, now = self._board.slots.get(slot_id), self._board.now()
         if slot is None:
             return  # its engine was replaced, and this is its last word
-        if slot.phase is Phase.STARTING or (slot.phase is Phase.COLD and not self._board.has_started):
+        if slot.phase is Phase.STARTING or (slot.phase is Phase.COLD and slot_id.engine in self._board.unasked):
             # Between the engine's "ready" (or "taken over") and ours; `move` comes back to it.
             slot.early_crash = error
         if slot.phase not in (Phase.READY, Phase.DRAINING):
@@ -179,6 +180,7 @@ class Swaps:
         if isinstance(error, EngineUnloaded) and slot.leases:
             return  # what it serves it has
         slot.was_unloaded = isinstance(error, EngineUnloaded)
+        is_in_order = slot.was_unloaded or error.was_stopped
         is_leaving = slot.phase is Phase.DRAINING or slot.is_unload_wanted
         has_proved = slot.answered > 0 and now - slot.ready_at >= PROVED_AFTER_S
         for lease in list(slot.leases):
@@ -186,9 +188,9 @@ class Swaps:
         self.move(slot, Event.CRASH, error.message)
         if has_proved:
             slot.circuit = circuit.CLOSED
-        elif not slot.was_unloaded:
+        elif not is_in_order:
             self._start_failed(slot, error.message)
-        if slot.spec.restarts and not is_leaving and not slot.was_unloaded:
+        if slot.spec.restarts and not is_leaving and not is_in_order:
             slot.wish = "restart"
         self._dispatch(self._board.lane_of(slot))
 

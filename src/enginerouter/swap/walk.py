@@ -1,8 +1,9 @@
-"""One swap from beginning to end: check → drain → free → settle → start. The only place that awaits an engine.
+"""One swap from beginning to end: check → drain → free → settle → start. What frees and settles is in `freeing`.
 
-The order is that of docs/design.md, "Phases of a slot". Every decision is asked of a plain function; every change of
-a slot goes through the coordinator's `move`. Between "may this begin?" and closing the gates, and between "has
-everybody left?" and the first stop signal, there is no `await`: nothing can slip in.
+Only the two await an engine for a swap. The order is that of docs/design.md, "Phases of a slot". Every decision is
+asked of a plain function; every change of a slot goes through the coordinator's `move`. Between "may this begin?" and
+closing the gates, and between "has everybody left?" and the first stop signal, there is no `await`: nothing can slip
+in.
 """
 
 from __future__ import annotations
@@ -10,36 +11,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from enginerouter.engines.base import Engine, Found, HasProcesses, LoadsOnRequest, SharedServer, Sleeper
+from enginerouter.engines.base import SharedServer
 from enginerouter.errors import EngineBusy, EngineFailed, FreeFailed, LeaseCut, RouterError, StartFailed
 from enginerouter.swap import drain, outside, policy
 from enginerouter.swap.eviction import CannotFit, further
-from enginerouter.swap.held import (
-    Measured,
-    describe,
-    gib,
-    grown_since_start,
-    is_off_devices,
-    learn_came_back,
-    note_held,
-    note_kept,
-    own_bytes,
-)
-from enginerouter.swap.memory import MemorySource
-from enginerouter.swap.model import DrainPolicy, Lane, Lease, Rules, Slot, Swap
+from enginerouter.swap.freeing import Freeing
+from enginerouter.swap.held import gib
+from enginerouter.swap.model import DrainPolicy, Lane, Lease, Slot, Swap
 from enginerouter.swap.phases import NOTHING_TO_DRAIN, Event, Phase
-from enginerouter.swap.settle import (
-    READ_EVERY_S,
-    Question,
-    Reading,
-    Settled,
-    Verdict,
-    verdict,
-)
-from enginerouter.tasks import TaskGroup
+from enginerouter.swap.settle import READ_EVERY_S
+from enginerouter.swap.surroundings import Surroundings
 
 log = logging.getLogger(__name__)
 
@@ -59,24 +42,6 @@ class StartEnded(Exception):
     """The start had nobody who waited for it and made way."""
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What a walk acts on. `move` changes a slot's phase, `reject` answers all who wait for a slot.
-
-    `found` lets be known what others have loaded.
-    """
-
-    engines: Mapping[str, Engine]
-    rules: Rules
-    memory: MemorySource
-    tasks: TaskGroup
-    now: Callable[[], float]
-    move: Callable[[Slot, Event, str], None]
-    reject: Callable[[Slot, RouterError], None]
-    start_failed: Callable[[Slot, str], None]
-    found: Callable[[Found], None]
-
-
 class Walk:
     """The walk of one swap in one lane. `has_answered`: the target's waiters have been told how it ended."""
 
@@ -86,10 +51,7 @@ class Walk:
         self._a = around
         plan = swap.plan
         self._target = lane.slots[plan.target] if plan.target is not None else None
-        # Availability just before the first stop signal whose memory has not been waited for yet.
-        self._before: int | None = None
-        # The processes of what was freed: as long as the cards list one, not all is gone.
-        self._ended_pids: set[int] = set()
+        self._freeing = Freeing(lane, swap, around, self._call_off_if_unwanted)
         self.has_answered = False
 
     async def run(self) -> None:
@@ -99,7 +61,7 @@ class Walk:
         except Exception:
             # However it ended: gates are open, and what was freed is waited for.
             self._reopen(list(self._lane.slots.values()), "the swap did not take place")
-            await self._settle(None)
+            await self._freeing.settle(None)
             raise
 
     async def _steps(self) -> None:
@@ -113,10 +75,10 @@ class Walk:
             await self._clear(victims)
         if self._target is not None:
             # For a hold that came meanwhile, all of it has to come back.
-            await self._settle(await self._need(self._target) if self._lane.hold is None else None)
+            await self._freeing.settle(await self._need(self._target) if self._lane.hold is None else None)
             await self._start(self._target)
         else:
-            await self._settle(None)
+            await self._freeing.settle(None)
 
     async def _look_and_check(self) -> None:
         """Can the target start at all? Meanwhile what others loaded is looked for. Raises what the check raises."""
@@ -127,7 +89,7 @@ class Walk:
         looking = self._a.tasks.spawn(outside.look(servers, self._swap.plan.target), "look for what others loaded")
         if target is not None:
             try:
-                await self._engine(target).check(target.id, self._swap.plan.victims)
+                await self._a.engine(target).check(target.id, self._swap.plan.victims)
             except BaseException:
                 looking.cancel()
                 raise
@@ -138,12 +100,12 @@ class Walk:
 
     def _is_taken_back(self, slot: Slot) -> bool:
         """Whether the target would not go, but can be started as it is: its server was there all along."""
-        return slot is self._target and slot.phase is Phase.STUCK and isinstance(self._engine(slot), SharedServer)
+        return slot is self._target and slot.phase is Phase.STUCK and isinstance(self._a.engine(slot), SharedServer)
 
     async def _clear(self, victims: Sequence[Slot]) -> None:
         self._close_gates(victims)
         await self._drain(victims)
-        await self._free(victims)
+        await self._freeing.free(victims)
 
     @property
     def _is_for_hold(self) -> bool:
@@ -185,10 +147,7 @@ class Walk:
         self._swap.in_flight_at_start += sum(len(v.leases) for v in victims)
         for victim in victims:
             if victim.phase is Phase.READY:
-                self._a.move(victim, Event.DRAIN, self._why())
-
-    def _why(self) -> str:
-        return f"swap to {self._target.id}" if self._target is not None else self._swap.plan.reason
+                self._a.move(victim, Event.DRAIN, self._swap.plan.why)
 
     # --- drain
 
@@ -254,151 +213,6 @@ class Walk:
             if victim.phase is Phase.DRAINING:
                 self._a.move(victim, Event.CALL_OFF, reason)
 
-    # --- free
-
-    async def _free(self, slots: Sequence[Slot], *, for_good: bool = False) -> None:
-        """Stop the slots, all at once, and see that they are gone. Raises FreeFailed; CalledOff while it still may.
-
-        `for_good`: nothing is put to sleep, which would keep some memory. So also for a hold, and for nobody.
-        """
-        self._enter("freeing")
-        measured = await self._measured(slots)
-        if any(s.phase is Phase.DRAINING for s in slots):
-            self._call_off_if_unwanted(slots)
-        before = self._a.memory.available()
-        if not any(s.phase is Phase.SETTLING for s in self._lane.slots.values()):
-            self._before = before
-        ends = {s.id for s in slots if for_good or s.is_asleep or self._target is None}
-        for slot, known in zip(slots, measured, strict=True):
-            note_held(slot, known)
-            self._a.move(slot, Event.FREE, self._why())
-        stops = (self._stop(s, for_good=s.id in ends) for s in slots)
-        results = await asyncio.gather(*stops, return_exceptions=True)
-        failures: list[FreeFailed] = []
-        for slot, result in zip(slots, results, strict=True):
-            if isinstance(result, BaseException):
-                failures.append(_free_failed(slot, result))
-                self._a.move(slot, Event.NOT_GONE, failures[-1].message)
-            else:
-                self._swap.freed.append(slot.id)
-                slot.kept_bytes = result
-                note_kept(slot, result or 0)
-                self._a.move(slot, Event.GONE, "")
-        if failures:
-            await self._settle(None)
-            raise failures[0]
-
-    async def _stop(self, slot: Slot, *, for_good: bool) -> int | None:
-        """Gives what it keeps all the same; None where nothing is left.
-
-        What will not be started as it is now is not put to sleep.
-        """
-        engine = self._engine(slot)
-        if (for_good or slot.is_outdated) and isinstance(engine, Sleeper):
-            await engine.end(slot.id)
-        else:
-            await engine.stop(slot.id)
-        return await self._kept(slot)
-
-    async def _kept(self, slot: Slot) -> int | None:
-        """What a freed slot holds on to because it only sleeps; None where it does not."""
-        engine = self._engine(slot)
-        if not isinstance(engine, Sleeper) or slot.id not in engine.asleep():
-            return None
-        return await engine.held_bytes(slot.id) or 0
-
-    async def _measured(self, slots: Sequence[Slot]) -> list[Measured]:
-        """What is known of each slot's memory now. Available memory and the cards' list are fresh afterwards."""
-        memory = self._a.memory
-        host = await asyncio.gather(*(self._engine(s).held_bytes(s.id) for s in slots), return_exceptions=True)
-        claimed = await asyncio.gather(*(self._claimed(s) for s in slots))
-        await memory.refresh()
-        pids = await asyncio.gather(*(self._pids(s) for s in slots))
-        self._ended_pids.update(*pids)
-        available, counts_host = memory.available(), memory.counts_host_pages
-        return [
-            Measured(
-                own_bytes(
-                    bytes_now if isinstance(bytes_now, int) else None,
-                    its_pids,
-                    memory.processes(),
-                    counts_host_pages=counts_host,
-                ),
-                available,
-                its_claim,
-                grown_since_start(slot, self._lane.slots.values(), available) if self._may_grow(slot) else None,
-            )
-            for slot, bytes_now, its_pids, its_claim in zip(slots, host, pids, claimed, strict=True)
-        ]
-
-    def _may_grow(self, slot: Slot) -> bool:
-        """Whether it may have taken memory after it was ready."""
-        engine = self._engine(slot)
-        return slot.was_unloaded or (isinstance(engine, LoadsOnRequest) and engine.loads_on_request)
-
-    async def _claimed(self, slot: Slot) -> int | None:
-        """What its server says it holds of this pool."""
-        engine = self._engine(slot)
-        if not isinstance(engine, LoadsOnRequest) or slot.phase in NOTHING_TO_DRAIN:
-            return None
-        claim = await engine.claimed(slot.id)
-        if claim is None:
-            return None
-        return claim.all_bytes if self._a.memory.counts_host_pages else claim.device_bytes
-
-    async def _pids(self, slot: Slot) -> Collection[int]:
-        engine = self._engine(slot)
-        if self._a.memory.processes() is None or not isinstance(engine, HasProcesses):
-            return ()
-        return await engine.pids(slot.id)
-
-    # --- settle
-
-    async def _settle(self, need: int | None) -> None:
-        """Wait until the memory of all that was freed is really back, then let it be cold."""
-        freed = [s for s in self._lane.slots.values() if s.phase is Phase.SETTLING]
-        if not freed:
-            return
-        self._enter("settling")
-        missing = [s.missing_bytes for s in freed if s.missing_bytes is not None]
-        is_partial = 0 < len(missing) < len(freed)
-        is_bound = any(s.missing_is_bound for s in freed)
-        settled = await self._settled(sum(missing) if missing else None, need, is_partial=is_partial, is_bound=is_bound)
-        self._swap.settled = settled
-        if settled.verdict is Verdict.ENOUGH:
-            self._lane.owed_until = self._a.now() - settled.seconds + self._a.rules.settle_timeout_s
-        names = ", ".join(str(s.id) for s in freed)
-        level = logging.WARNING if settled.verdict is Verdict.TIMEOUT else logging.INFO
-        log.log(level, "memory of %s: %s", names, describe(settled))
-        for slot in freed:
-            learn_came_back(slot, settled, is_alone=len(freed) == 1)
-            self._a.move(slot, Event.SETTLED, settled.verdict.value)
-
-    async def _settled(self, held: int | None, need: int | None, *, is_partial: bool, is_bound: bool) -> Settled:
-        began_at, rules, source = self._a.now(), self._a.rules, self._a.memory
-        if source.name == "none" or rules.settle_timeout_s <= 0:
-            return Settled(Verdict.OFF, 0.0, None, held)
-        readings: list[Reading] = []
-        while True:
-            await source.refresh()
-            now, available = self._a.now(), source.available()
-            if available is None or self._before is None:
-                return Settled(Verdict.UNREADABLE, now - began_at, None, held)
-            readings.append(Reading(now, available))
-            is_gone = is_off_devices(self._ended_pids, source.processes())
-            question = Question(
-                self._before,
-                held,
-                need,
-                is_gone=is_gone,
-                timeout_s=rules.settle_timeout_s,
-                is_partial=is_partial,
-                is_bound=is_bound,
-            )
-            if said := verdict(readings, question):
-                return Settled(said, now - began_at, max(0, available - self._before), held)
-            await asyncio.sleep(READ_EVERY_S)
-
     # --- start
 
     async def _start(self, target: Slot) -> None:
@@ -412,9 +226,9 @@ class Walk:
                 raise
             log.warning("%s ran out of memory while starting; everything idle is freed for one more try", target.id)
             try:
-                await self._free([target])
+                await self._freeing.free([target])
                 await self._free_further(target, short_bytes=1 << 62)
-                await self._settle(target.expected_bytes)
+                await self._freeing.settle(target.expected_bytes)
                 await self._start_once(target)
             except EngineFailed as again:
                 await self._give_up(target, again)
@@ -428,7 +242,7 @@ class Walk:
         need = target.expected_bytes
         if need is None or target.phase is Phase.STUCK:  # it has what it needs
             return None
-        return max(0, need - (await self._kept(target) or 0))
+        return max(0, need - (await self._freeing.kept(target) or 0))
 
     async def _make_room(self, target: Slot) -> None:
         need = await self._need(target)
@@ -461,8 +275,8 @@ class Walk:
         more = further([*self._lane.residents(), *self._lane.sleeping()], target, short_bytes)
         if more:
             self._close_gates(more)
-            await self._free(more, for_good=True)
-            await self._settle(target.expected_bytes)
+            await self._freeing.free(more, for_good=True)
+            await self._freeing.settle(target.expected_bytes)
 
     async def _start_once(self, target: Slot) -> None:
         if self._lane.hold is not None or target.is_outdated:
@@ -486,8 +300,8 @@ class Walk:
             start.cancel()
             await asyncio.gather(start, return_exceptions=True)
             if isinstance(error, StartEnded):
-                await self._free([target])
-                await self._settle(None)
+                await self._freeing.free([target])
+                await self._freeing.settle(None)
             raise
         if start.cancelled():
             raise EngineFailed(target.id.engine, f"the start of {target.id} was cancelled")
@@ -506,7 +320,7 @@ class Walk:
     async def _attempt(self, target: Slot) -> RouterError | None:
         """One start. A failure is its result: an ordinary thing, and no traceback in the log."""
         try:
-            await self._engine(target).start(target.id)
+            await self._a.engine(target).start(target.id)
         except RouterError as error:
             return error
         except Exception as error:  # a bug of the engine's; the slot is still ended and accounted for
@@ -521,16 +335,13 @@ class Walk:
         self.has_answered = True
         try:
             if target.phase in (Phase.STARTING, Phase.STUCK):
-                await self._free([target])
+                await self._freeing.free([target])
         except FreeFailed as stuck:
             log.error("%s failed to start and would not go: %s", target.id, stuck.message)
         else:
-            await self._settle(None)
+            await self._freeing.settle(None)
 
     # --- small things
-
-    def _engine(self, slot: Slot) -> Engine:
-        return self._a.engines[slot.id.engine]
 
     def _enter(self, step: str) -> None:
         self._swap.enter(step, self._a.now())
@@ -543,10 +354,3 @@ class Walk:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(delay):
                 await self._lane.changed.wait()
-
-
-def _free_failed(slot: Slot, error: BaseException) -> FreeFailed:
-    if isinstance(error, FreeFailed):
-        return error
-    log.error("stopping %s broke", slot.id, exc_info=error)
-    return FreeFailed(slot.id.engine, f"{slot.id} could not be stopped: {error!r}")

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import socket
 from hashlib import blake2b
+from typing import IO
 from urllib.parse import urlsplit
 
 from aiohttp import ClientResponse, hdrs
@@ -21,9 +22,11 @@ from enginerouter.cache.memory import MemoryStore
 from enginerouter.cache.store import Store
 from enginerouter.config.forms import is_loopback
 from enginerouter.config.model import Cache, Config, EngineSettings
+from enginerouter.dialects.translation import Translation
 from enginerouter.proxy.headers import passes_upstream
 from enginerouter.routing.target import Target
 from enginerouter.tasks import TaskGroup
+from enginerouter.web.answering import is_packed
 from enginerouter.web.ask import Ask
 from enginerouter.web.edge import EdgeCall
 from enginerouter.web.keys import Identity
@@ -70,10 +73,18 @@ class KeptAnswers:
     def may_ask(self, path: str) -> bool:
         return self.cache is not None and self.cache.may_ask(path)
 
-    async def question(self, call: EdgeCall, ask: Ask, target: Target) -> Question | None:
+    async def question(
+        self, call: EdgeCall, ask: Ask, target: Target, translation: Translation | None = None
+    ) -> Question | None:
         """What to look up before a try at a target. None: nothing of this request may be kept."""
         assert self.cache is not None
-        body = await ask.body_for(target.upstream_model, self._params.of(target))
+        model, rules, sent_path, form = target.upstream_model, self._params.of(target), "", b""
+        body: bytes | IO[bytes]
+        if translation is None:
+            body = await ask.body_for(model, rules)
+        else:
+            body, sent_path = await ask.translated_body(translation, model, rules), translation.path
+            form = ask.body if isinstance(ask.body, bytes) else b""
         if not isinstance(body, bytes):
             return None
         is_local_only = target.stays_local
@@ -86,6 +97,8 @@ class KeptAnswers:
             Served(target.engine, self._reached_by[target.engine], target.upstream_model),
             fence_of(call.identity, is_local_only=is_local_only),
             is_local_only,
+            sent_path,
+            form,
         )
         return await self.cache.question(asked)
 
@@ -97,10 +110,9 @@ class Copy:
 
     def __init__(self, question: Question, answer: ClientResponse) -> None:
         said = ",".join(answer.headers.getall(hdrs.CACHE_CONTROL, ())).lower()
-        is_packed = answer.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() not in ("", "identity")
         self._question = question
         self._answer = answer
-        self._may_be_kept = answer.status == 200 and not is_packed and "no-store" not in said
+        self._may_be_kept = answer.status == 200 and not is_packed(answer) and "no-store" not in said
         self._left = question.max_answer_bytes
         self._chunks: list[bytes] = []
 
@@ -112,10 +124,11 @@ class Copy:
         if self._may_be_kept:
             self._chunks.append(chunk)
 
-    def whole(self, body: bytes | None = None) -> None:
-        """The answer came to its end: `body`, or what was added."""
+    def whole(self, body: bytes | None = None, kind: str | None = None) -> None:
+        """The answer came to its end: `body`, or what was added. `kind` is its Content-Type, if not the engine's."""
         if self._may_be_kept:
-            kind = self._answer.headers.get(hdrs.CONTENT_TYPE, "")
+            if kind is None:
+                kind = self._answer.headers.get(hdrs.CONTENT_TYPE, "")
             self._question.answered(kind, b"".join(self._chunks) if body is None else body)
 
 

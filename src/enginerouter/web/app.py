@@ -35,7 +35,7 @@ from enginerouter.routing.health import Health
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
 from enginerouter.swap.coordinator import Coordinator
-from enginerouter.swap.memory import MemorySource
+from enginerouter.swap.memory import ChosenSource
 from enginerouter.swap.phases import Phase
 from enginerouter.swap.pick import Picked
 from enginerouter.tasks import TaskGroup
@@ -44,11 +44,13 @@ from enginerouter.web.body import BufferBudget
 from enginerouter.web.edge import Edge
 from enginerouter.web.health import watch_health
 from enginerouter.web.keys import Identity
+from enginerouter.web.learned_facts import LearnedFacts
 from enginerouter.web.listener import GuardedServer, listen
 from enginerouter.web.logs import change_logging
 from enginerouter.web.prober import BackgroundProber
 from enginerouter.web.reload import Reloader
 from enginerouter.web.renewal import Renewal, running_in, without_restart
+from enginerouter.web.routes import Routes
 from enginerouter.web.slots_of import LEARNED, learned_section, read_learned, rules_of, slot_specs, undeclared_spec
 from enginerouter.web.surface import Lasting, Surface
 from enginerouter.web.telemetry import Telemetry
@@ -56,6 +58,8 @@ from enginerouter.web.telemetry import Telemetry
 log = logging.getLogger(__name__)
 
 MIB = 1024 * 1024
+# At its start the router waits this long for its engines to say what of theirs runs already.
+TAKE_OVER_PATIENCE_S = 1.0
 
 
 class Router:
@@ -68,14 +72,14 @@ class Router:
         self,
         config: Config,
         *,
-        memory: MemorySource | None = None,
+        memory: ChosenSource | None = None,
         engines: Mapping[str, Engine] | None = None,
         sock: socket.socket | None = None,
     ) -> None:
         self.config = config
         self._sock = sock
         self.registry = Registry()
-        self.memory = memory if memory is not None else Picked(config.memory_source)
+        self.memory: ChosenSource = memory if memory is not None else Picked(config.memory_source)
         self.telemetry = Telemetry(self.registry)
         self.state = StateFile(config.base_dir / config.state_file)
         # Which router this is among others. Of this process alone: two boxes may keep their state in the same place.
@@ -105,6 +109,7 @@ class Router:
         self._tls: ssl.SSLContext | None = None
         self._is_up = asyncio.Event()
         self._runner: web.ServerRunner | None = None
+        self._taking_over: asyncio.Task[None] | None = None
         self.port = 0
 
     def _made_to_last(self) -> Lasting:
@@ -121,6 +126,7 @@ class Router:
             self._tasks,
             self._snapshot,
             time.monotonic(),
+            LearnedFacts(self.state),
         )
 
     @property
@@ -130,10 +136,18 @@ class Router:
     async def _snapshot(self, identity: Identity) -> dict[str, Any]:
         return await self._surface.control.snapshot(identity)
 
+    @property
+    def routes(self) -> Routes:
+        """The table of the configuration of the moment."""
+        return self._surface.rules.routes
+
     async def start(self) -> None:
         """Listen, take over running engines, begin preloads. Raises CannotListen, AlreadyRunning or ConfigError."""
         await self._claim_state()
         await self.memory.start()
+        log.info("memory is read from %s: %s", self.memory.name, self.memory.why)
+        for warning in self.memory.warnings:
+            log.warning("memory: %s", warning)
         self._surface.use_upstreams()
         self.telemetry.watch(self.coordinator)
         self.telemetry.watch_memory(self.memory)
@@ -161,9 +175,18 @@ class Router:
             raise CannotListen(self.config.host, self.config.port, await self._why_not(error)) from error
         self._surface.discovery.begin()
         await end_launches_of_removed_engines(self.state, self.engines)
-        await self.coordinator.start()
+        await self._take_over()
         self._prober.begin()
         self._is_up.set()
+
+    async def _take_over(self) -> None:
+        """Whoever hangs, or is still loading, holds up its own lane and not the router's being there."""
+        self._taking_over = self._tasks.spawn(self.coordinator.start(), "take over what runs")
+        await asyncio.wait({self._taking_over}, timeout=TAKE_OVER_PATIENCE_S)
+        if self._taking_over.done():
+            self._taking_over.result()
+        else:
+            log.info("some engines have not said yet what of theirs runs; what needs their memory waits")
 
     async def _claim_state(self) -> None:
         try:
@@ -191,6 +214,9 @@ class Router:
         """Answer those who wait, let streams end within `shutdown_timeout_s`, stop the engines, save the state."""
         await self.reloader.close()
         self.coordinator.refuse_new()
+        if self._taking_over is not None:
+            self._taking_over.cancel()
+            await asyncio.wait({self._taking_over})
         self.telemetry.hub.close()
         if self._runner is not None:
             await self._stop_listening(self._runner)
@@ -198,7 +224,7 @@ class Router:
             await discovery.close()
         await self._prober.close()
         await self.coordinator.close(keeps_engines=self.config.on_exit == "keep")
-        for upstream in self._lasting.upstreams.values():
+        for upstream in (*self._lasting.upstreams.values(), *self._lasting.management_upstreams.values()):
             await upstream.close()
         await self._tasks.close()
         if self.cache is not None:
@@ -227,6 +253,7 @@ class Router:
         if phase is Phase.READY:
             self._lasting.addresses[slot] = self.engines[slot.engine].address(slot)
             settings = self.config.engines.get(slot.engine)
+            self._tasks.spawn(self._surface.knowledge.ask(self.engines[slot.engine], slot), f"what {slot} serves")
             if settings is not None and is_process(settings):
                 self._surface.discovery.ask(slot.engine)  # now it can tell by itself
             self._note_learned()
@@ -256,8 +283,8 @@ class Router:
         built = self._build(config, {n: config.engines[n] for n in (*changes.added, *changes.changed, *changes.moved)})
         try:
             running = await running_in({name: built[name] for name in changes.added})
-            if self._tls is not None and config.tls_cert_file is not None:
-                await asyncio.to_thread(self._tls.load_cert_chain, config.tls_cert_file, config.tls_key_file)
+            if self._tls is not None and not {"tls_cert_file", "tls_key_file"} & set(changes.restart):
+                await asyncio.to_thread(load_certificates, self._tls, config)
         except BaseException:
             for engine in built.values():
                 await engine.close()
@@ -308,8 +335,9 @@ class Router:
     def _drained(self) -> None:
         """An engine or a slot that was to go is gone, or another one now."""
         lasting, slots = self._lasting, self.coordinator.slots
-        for name in [n for n in lasting.upstreams if n not in self.engines]:
-            self._tasks.spawn(lasting.upstreams.pop(name).close(), f"close connections to {name}")
+        for upstreams in (lasting.upstreams, lasting.management_upstreams):
+            for name in [n for n in upstreams if n not in self.engines]:
+                self._tasks.spawn(upstreams.pop(name).close(), f"close connections to {name}")
         for slot in [s for s in lasting.addresses if s not in slots]:
             del lasting.addresses[slot]
         self._note_learned()
@@ -357,9 +385,17 @@ def tls_context(config: Config) -> ssl.SSLContext | None:
     if config.tls_cert_file is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    load_certificates(context, config)
+    return context
+
+
+def load_certificates(context: ssl.SSLContext, config: Config) -> None:
+    """Read them, also anew: connections that come after this see them. Blocks. Raises ConfigError."""
+    assert config.tls_cert_file is not None
     try:
         context.load_cert_chain(config.tls_cert_file, config.tls_key_file)
     except OSError as error:  # ssl.SSLError is one
         files = f"{config.tls_cert_file} and {config.tls_key_file}"
-        raise ConfigError([Problem(f"{files} cannot be used: {error}", path="tls_cert_file")]) from error
-    return context
+        raise ConfigError(
+            [Problem(f"{files} cannot be used: {error}", path="tls_cert_file", file=str(config.path or ""))]
+        ) from error

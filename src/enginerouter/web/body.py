@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from enginerouter.errors import BadRequest, QueueFull, RequestTimeout, TooLarge, UnsupportedMedia
+from enginerouter.errors import BadRequest, QueueFull, RequestTimeout, RouterError, TooLarge, UnsupportedMedia
 
 if TYPE_CHECKING:
     from aiohttp.streams import StreamReader
@@ -130,6 +131,36 @@ async def read_body(request: EdgeRequest, *, limits: BodyLimits, budget: BufferB
         body.close()
         raise
     return body
+
+
+class StreamedBody:
+    """A body that goes on while it arrives, of any size: the parts of a model are larger than any memory.
+
+    It can be sent once. `failure` is set where the client is to blame that it did not come.
+    """
+
+    def __init__(self, request: EdgeRequest, limits: BodyLimits) -> None:
+        self._request = request
+        self._limits = limits
+        self.failure: RouterError | None = None
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        request, progress_s = self._request, self._limits.progress_s
+        if not request.content.is_eof() and expects_continue(request):
+            _send_continue(request)
+        try:
+            while True:
+                async with asyncio.timeout(progress_s):
+                    chunk = await request.content.readany()
+                if not chunk:
+                    return
+                yield chunk
+        except TimeoutError as error:
+            self.failure = RequestTimeout(f"the request body paused for {progress_s:g} s")
+            raise self.failure from error
+        except (web.RequestPayloadError, HttpProcessingError) as error:
+            self.failure = BadRequest(f"the request body is not valid HTTP ({error})")
+            raise self.failure from error
 
 
 def expects_continue(request: EdgeRequest) -> bool:

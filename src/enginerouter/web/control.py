@@ -24,7 +24,7 @@ from enginerouter.routing.target import Target
 from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.hold import Hold, HoldDrain, HoldMode
-from enginerouter.swap.memory import MemorySource
+from enginerouter.swap.memory import ChosenSource
 from enginerouter.swap.model import Slot, Swap
 from enginerouter.swap.phases import Phase
 from enginerouter.tasks import TaskGroup
@@ -59,7 +59,7 @@ class Control:
         coordinator: Coordinator,
         telemetry: Telemetry,
         registry: Registry,
-        memory: MemorySource,
+        memory: ChosenSource,
         tasks: TaskGroup,
         health: Health,
         view: HealthView,
@@ -81,6 +81,7 @@ class Control:
         self._began_at = began_at
 
     async def health(self, call: EdgeCall) -> web.StreamResponse:
+        """`{"status": "ok"}`; 503 and `stuck` when the coordinator has not turned for 15 s. Wakes nothing."""
         silent_s = self._coordinator.seconds_since_turn()
         if silent_s > STUCK_AFTER_S:
             return json_answer({"status": "stuck", "silent_s": round(silent_s, 1)}, status=503)
@@ -88,9 +89,11 @@ class Control:
         return json_answer({"status": status, "name": "enginerouter"})
 
     async def metrics(self, call: EdgeCall) -> web.StreamResponse:
+        """Prometheus's text format, see metrics.md."""
         return web.Response(body=self._registry.text().encode(), headers={"Content-Type": METRICS_TYPE})
 
     async def status(self, call: EdgeCall) -> web.StreamResponse:
+        """Slots and their phases, the queue, swaps that run and the last ones, memory, hold, circuits."""
         return json_answer(await self.snapshot(call.identity))
 
     async def snapshot(self, identity: Identity) -> dict[str, Any]:
@@ -152,7 +155,7 @@ class Control:
     # --- an operator's word
 
     async def swap(self, call: EdgeCall) -> web.StreamResponse:
-        """First in line; 200 when it is ready, or 202 at once with `?wait=0`."""
+        """Load `{"model": …}` or `{"engine": …}`, first in line: 200 when it is ready, 202 at once with `?wait=0`."""
         slots = await self._named(await _asked(call), call.identity)
         return await self._swap_to(self._one_of(slots), is_waited_for=waits(call.raw_query))
 
@@ -171,7 +174,7 @@ class Control:
             log.warning("the swap to %s that was asked for did not happen: %s", slot, error.message)
 
     async def unload(self, call: EdgeCall) -> web.StreamResponse:
-        """Free the named slot, or all of them; one in use goes when its last request ends.
+        """Free `{"model": …}` or `{"engine": …}`, or with `{}` all; one in use goes when its last request ends.
 
         Also what others loaded, which is looked for first, and what sleeps.
         """
@@ -209,7 +212,7 @@ class Control:
     # --- the routes of the sidecar that profiles come from
 
     async def models_available(self, call: EdgeCall) -> web.StreamResponse:
-        """What can be switched to."""
+        """What can be switched to, as a sidecar for profiles told it."""
         listed = [m for m in self._naming.directory.listed(call.identity.may_name) if m.alias_of is None]
         models = [
             {"id": m.id, "name": m.display_name, "engine": m.engine, "status": self._phase(m.slot)} for m in listed
@@ -253,7 +256,9 @@ class Control:
         return {"slot": str(slot), "phase": self._phase(slot)}
 
     async def hold(self, call: EdgeCall) -> web.StreamResponse:
-        """Free all memory and keep it free for another program; 200 when it is free, or 202 at once with `?wait=0`."""
+        """Free all memory and keep it free for `{"owner": …}`: 200 when it is free, 202 at once with `?wait=0`.
+        More keys: `expires_s`, `mode` (`refuse` or `queue` requests meanwhile), `drain` (`wait`, `cut` or `refuse`).
+        """
         asked = await self._object(call, {"owner", "mode", "expires_s", "drain"})
         began_at = time.monotonic()
         hold = self._coordinator.hold(
@@ -272,7 +277,7 @@ class Control:
         return json_answer(answer, status=200 if is_waited_for else 202)
 
     async def release(self, call: EdgeCall) -> web.StreamResponse:
-        """End the hold. With an owner only that owner's; without one, whoever has it."""
+        """End the hold. With `{"owner": …}` only that owner's; with `{}`, whoever has it."""
         asked = await self._object(call, {"owner"})
         owner = _owner(asked["owner"]) if "owner" in asked else None
         return json_answer({"released": self._coordinator.release(owner)})
@@ -359,7 +364,7 @@ def _hold_status(hold: Hold | None, now: float) -> dict[str, Any] | None:
     }
 
 
-def _memory_status(memory: MemorySource) -> dict[str, Any]:
+def _memory_status(memory: ChosenSource) -> dict[str, Any]:
     status: dict[str, Any] = {
         "source": memory.name,
         "why": memory.why,

@@ -6,7 +6,7 @@ for it, so no check invites an upload it then refuses.
 For handlers (`async def handler(call: EdgeCall) -> web.StreamResponse`):
   * `await call.read_body()` reads the body once; the edge closes it when the handler is done (earlier: `close()`).
     What is in it: `json_body.json_object(body.raw)`, `json_body.model_of(...)`, `multipart.form_field(body, "model")`.
-  * Raise a `RouterError` before anything was sent, and the client gets it in the route's dialect.
+  * Raise a `RouterError` before anything was sent, and the client gets it in the dialect of the path.
   * Raise anything after the answer has begun, and the connection is cut without a tidy end; in-band errors are
     written by the handler itself.
   * Every answer gets `X-Request-Id`, `Server` and CORS headers by itself, streams included.
@@ -26,7 +26,8 @@ from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion10, HttpVersion11
 from multidict import CIMultiDict, istr
 
-from enginerouter.dialects import openai
+from enginerouter.dialects.openai import error_fields
+from enginerouter.dialects.translation import dialect_of
 from enginerouter.errors import (
     BadRequest,
     Forbidden,
@@ -39,10 +40,10 @@ from enginerouter.errors import (
     retry_after,
 )
 from enginerouter.proxy.headers import INSTANCE
-from enginerouter.web.body import MIB, Body, BodyLimits, BufferBudget, expects_continue, read_body
+from enginerouter.web.body import MIB, Body, BodyLimits, BufferBudget, StreamedBody, expects_continue, read_body
 from enginerouter.web.keys import ANONYMOUS, Identity, Keyring, identify
 from enginerouter.web.origin import Origins, is_foreign_fetch
-from enginerouter.web.routes import ErrorBody, Route, Routes, canonical_problem
+from enginerouter.web.routes import Route, Routes, canonical_problem
 
 if TYPE_CHECKING:
     from enginerouter.config.model import Config
@@ -58,6 +59,8 @@ ALLOW_AT_ALL = "GET, HEAD, POST, DELETE, OPTIONS"
 
 
 class ExpectationFailed(BadRequest):
+    """An `Expect` other than `100-continue`."""
+
     status = 417
     code = "expectation_failed"
 
@@ -163,6 +166,10 @@ class EdgeCall:
             self.body = await read_body(self.request, limits=self._rules.limits, budget=self._edge.budget)
         return self.body
 
+    def stream_body(self) -> StreamedBody:
+        """The body as it arrives, instead of `read_body`: for what is larger than memory."""
+        return StreamedBody(self.request, self._rules.limits)
+
 
 class Edge:
     """`handle` is the server's one request handler."""
@@ -173,7 +180,6 @@ class Edge:
 
     async def handle(self, request: EdgeRequest) -> web.StreamResponse:
         identity = ANONYMOUS
-        error_body: ErrorBody = openai.error_body
         call: EdgeCall | None = None
         rules = self.rules
         try:
@@ -183,7 +189,6 @@ class Edge:
             if request.method == "OPTIONS":
                 return await self._preflight(request, rules, path)
             route, params = rules.routes.match(request.method, path)
-            error_body = route.error_body
             check_source(request, rules.origins)
             identity = admit(request, rules.keyring, route)
             call = EdgeCall(self, rules, request, route, params, identity, path, query)
@@ -195,28 +200,28 @@ class Edge:
         except RouterError as error:
             if call is None:
                 log.debug("refused %s: %d %s", describe(request), error.status, error.code)
-            return self._answer(request, error, error_body, identity)
+            return self._answer(request, error, identity)
         except ConnectionError as error:
             if is_client_gone(request):
                 raise
-            return self._answer(request, _unexpected(request, error), error_body, identity)
+            return self._answer(request, _unexpected(request, error), identity)
         except Exception as error:  # noqa: BLE001 - the one edge: everything that escaped becomes a logged 500
-            return self._answer(request, _unexpected(request, error), error_body, identity)
+            return self._answer(request, _unexpected(request, error), identity)
         finally:
             if call is not None and call.body is not None:
                 call.body.close()
 
-    def _answer(
-        self, request: EdgeRequest, error: RouterError, error_body: ErrorBody, identity: Identity
-    ) -> web.StreamResponse:
+    def _answer(self, request: EdgeRequest, error: RouterError, identity: Identity) -> web.StreamResponse:
         if request.writer.output_size > 0:
             # The status is out. Ending tidily would make a cut answer look complete.
             log.debug("cut %s: %s", describe(request), error.message)
             request.protocol.force_close()
             raise ConnectionResetError("the answer had begun")
+        dialect = dialect_of(request.raw_message.path.partition("?")[0])
+        fields = error_fields(error, is_admin=identity.is_admin, request_id=request.request_id)
         response = web.Response(
             status=error.status,
-            body=error_body(error, is_admin=identity.is_admin, request_id=request.request_id),
+            body=dialect.error_body(error.status, fields),
             headers=error_headers(error),
         )
         if not request.content.is_eof() or isinstance(error, UNREADABLE):

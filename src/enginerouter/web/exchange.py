@@ -1,11 +1,14 @@
-"""One request between its client and one engine: the lease, the engine's answer, and its way to the client."""
+"""One request between its client and one engine: the lease, the engine's answer, and its way to the client.
+
+What is here passes an answer through as it is; `translating.py` adds the engines that speak another dialect.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO
 
@@ -14,8 +17,9 @@ from aiohttp import ClientResponse, hdrs, web
 from multidict import CIMultiDict, istr
 
 from enginerouter.cache.answers import Question
-from enginerouter.dialects.openai import engine_error_fields, error_fields, error_frame
+from enginerouter.dialects.openai import engine_error_fields
 from enginerouter.dialects.params import NO_RULES
+from enginerouter.dialects.usage import TAIL_BYTES, usage_said
 from enginerouter.errors import FirstByteTimeout, RouterError, UpstreamFailed, printable
 from enginerouter.proxy.downstream import Downstream, KeepAlive
 from enginerouter.proxy.headers import INSTANCE, VIA, request_headers, response_headers
@@ -29,6 +33,7 @@ from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.model import Lease
 from enginerouter.tasks import TaskGroup
+from enginerouter.web.answering import end_stream, fail, is_framed, is_packed, waiting_client, weigh
 from enginerouter.web.answers import CACHE, Copy, KeptAnswers
 from enginerouter.web.ask import Ask
 from enginerouter.web.edge import EdgeCall
@@ -39,13 +44,11 @@ from enginerouter.web.telemetry import Record, Telemetry
 
 log = logging.getLogger(__name__)
 
-KEEPALIVE = istr("X-EngineRouter-Keepalive")
 RESOLVED = istr("X-EngineRouter-Resolved")
 ATTEMPTS = istr("X-EngineRouter-Attempts")
 QUEUE_MS = istr("X-EngineRouter-Queue-Ms")
 SWAP_MS = istr("X-EngineRouter-Swap-Ms")
 
-EVENT_STREAM = "text/event-stream"
 # Answers up to this size that say their length are passed on in one piece: one write instead of two.
 WHOLE_BYTES = 1 << 20
 # How long a broken connection is looked at for a dying process behind it, so that the error can say so.
@@ -114,7 +117,7 @@ class Exchange:
         self._retry_after_s: float | None = None
         # What was read of the answer already, to see what it is.
         self._seen = b""
-        self._client = client or waiting_client(around, call, ask, self.progress)
+        self._client = client or waiting_client(around.keepalive, call, ask, self.progress, around.tasks)
 
     def progress(self) -> str:
         """What the client waits for, as a keep-alive says it."""
@@ -126,6 +129,7 @@ class Exchange:
     async def run(self, lease: Lease | None = None) -> web.StreamResponse:
         """Answer the client; with a lease, at once, else when there is one."""
         try:
+            await self._prepare()
             if lease is None:
                 if self._may_be_kept and (given := await self._give_kept()) is not None:
                     return given
@@ -139,6 +143,9 @@ class Exchange:
             self._client.stop_beat()
             self._record.keepalives = self._client.keepalives
 
+    async def _prepare(self) -> None:
+        """What must be known before an engine is woken for the request. Raises BadRequest or NotBuilt."""
+
     # --- an answer that was kept
 
     @property
@@ -147,7 +154,7 @@ class Exchange:
 
     async def _give_kept(self) -> web.StreamResponse | None:
         """The answer to this very request, if there is one: then nothing is leased, queued, woken or called."""
-        question = self._question = await self._around.answers.question(self._call, self._ask, self._target)
+        question = self._question = await self._ask_cache()
         if question is None:
             return None
         record = self._record
@@ -167,6 +174,9 @@ class Exchange:
         headers = CIMultiDict({hdrs.CONTENT_TYPE: kept.content_type})
         self._add_ours(headers)
         return web.Response(headers=headers, body=kept.body)
+
+    async def _ask_cache(self) -> Question | None:
+        return await self._around.answers.question(self._call, self._ask, self._target)
 
     # --- the lease
 
@@ -212,9 +222,7 @@ class Exchange:
 
     async def _answered(self, answer: ClientResponse, lease: Lease) -> web.StreamResponse:
         """The head of the engine's answer is here, and the answer is the client's."""
-        self._record.status = answer.status
-        if answer.status == 429:
-            self._retry_after_s = walk.retry_after_said(answer.headers)
+        self._note_status(answer)
         self._ask.release()
         self._call.release_body()
         if self._client.is_beating:
@@ -226,16 +234,24 @@ class Exchange:
         lease.has_answered = True
         return response
 
+    def _note_status(self, answer: ClientResponse) -> None:
+        self._record.status = answer.status
+        if answer.status == 429:
+            self._retry_after_s = walk.retry_after_said(answer.headers)
+
     def _first_byte(self) -> None:
         if self._record.first_byte_at is None:
             self._record.first_byte_at = time.monotonic()
-        if self._clock is not None:
-            self._clock.reschedule(None)
+        self._stop_clock()
         status = self._record.status
         if status < 400:
             self._verdict.succeeded()
         else:
             weigh(self._verdict, self._failure_in(status))
+
+    def _stop_clock(self) -> None:
+        if self._clock is not None:
+            self._clock.reschedule(None)
 
     def _failure_in(self, status: int) -> Failure | None:
         """What the status of an answer says of its target. The error itself is not looked at: it is on its way."""
@@ -245,20 +261,18 @@ class Exchange:
             {},
             has_our_key=is_refusal,
             takes_mismatch=False,
-            retry_after_s=None,
+            retry_after_s=self._retry_after_s,
             cool_downs=self._around.cool_downs,
         )
 
     async def _open(self) -> ClientResponse:
-        call, ask, upstream = self._call, self._ask, self._upstream
+        call, upstream = self._call, self._upstream
         headers = request_headers(call.request.headers, upstream.headers)
         if upstream.is_server:
             headers[VIA] = self._around.via(call)
-        path = f"{call.raw_path}?{call.raw_query}" if call.raw_query else call.raw_path
+        path, body = await self._outgoing(headers)
         # Looked up now: an engine may answer elsewhere after every start.
         address = self._addresses[self._target.slot]
-        has_own = ask.model != self._target.upstream_model or self._rules is not NO_RULES
-        body = await self._body_for_target() if has_own else ask.body
         try:
             try:
                 answer = await upstream.open(call.request.method, address, path, headers, for_one_try(body))
@@ -276,9 +290,12 @@ class Exchange:
                 await asyncio.sleep(CRASH_NOTICE_S)
             raise
 
-    async def _body_for_target(self) -> bytes | IO[bytes]:
-        """The body for this target, made from what the client sent, which stays as it is for the next target."""
-        return await self._ask.body_for(self._target.upstream_model, self._rules)
+    async def _outgoing(self, headers: CIMultiDict[str]) -> tuple[str, bytes | IO[bytes]]:
+        """Path and body for this target, made from what the client sent, which stays as it is for the next target."""
+        call, ask, model = self._call, self._ask, self._target.upstream_model
+        path = f"{call.raw_path}?{call.raw_query}" if call.raw_query else call.raw_path
+        has_own = ask.sent_model != model or self._rules is not NO_RULES
+        return path, await ask.body_for(model, self._rules) if has_own else ask.body
 
     async def _broken(self, error: Exception) -> UpstreamFailed:
         """What to raise for an answer that broke off. If its engine is dying, the lease is cut in this wait."""
@@ -309,16 +326,18 @@ class Exchange:
         headers = self._headers(answer)
         said = answer.headers.get(hdrs.CONTENT_LENGTH)
         length = int(said) if said is not None and said.isdigit() else None
-        if length is not None and headers.get(hdrs.CONTENT_TYPE, "").startswith(EVENT_STREAM):
+        if length is not None and headers.get(hdrs.CONTENT_TYPE, "").startswith(self._client.stream_kind):
             # Every event is passed on when it comes, and the last one may be ours.
             length = None
         if length is not None and length <= WHOLE_BYTES and self._clock is None:
             body = await self._read(answer)
             self._first_byte()
             if answer.status >= 400:
+                body = self._upstream.without_key(body)
                 self._log_refusal(answer, body)
             elif self._ask.is_responses:
                 self._owners.note(body, self._target, self._call.identity.name)
+            self._record.usage = usage_said(body)
             if self._question is not None:
                 Copy(self._question, answer).whole(body)
             return web.Response(status=answer.status, headers=headers, body=body)
@@ -329,7 +348,8 @@ class Exchange:
     def _log_refusal(self, answer: ClientResponse, body: bytes) -> None:
         if log.isEnabledFor(logging.INFO):
             said = printable(body[:500].decode("utf-8", "replace"), 500)
-            log.info("%s answered %d at %s: %s", self._target.engine, answer.status, answer.url, said)
+            # A client's query may hold a key of its own.
+            log.info("%s answered %d at %s: %s", self._target.engine, answer.status, answer.url.with_query(None), said)
 
     async def _relay_after_commit(self, answer: ClientResponse, lease: Lease) -> web.StreamResponse:
         """The status is out as 200: what the engine answers goes on in the form that was begun."""
@@ -339,7 +359,7 @@ class Exchange:
         if answer.status >= 400:
             body = await self._read(answer, at_most=ERROR_BYTES)
             self._log_refusal(answer, body)
-            return await end_stream(client, self._ask, engine_error_fields(answer.status, body))
+            return await end_stream(client, self._ask, answer.status, engine_error_fields(answer.status, body))
         self._check_form(answer)
         await client.comment(f"served by {self._target.label}")
         client.resume()
@@ -357,7 +377,7 @@ class Exchange:
             return
         engine, kind = self._target.engine, answer.content_type
         if self._client.is_event_stream:
-            if kind != EVENT_STREAM or is_packed(answer):
+            if kind != self._client.stream_kind or is_packed(answer):
                 packed = "packed " * is_packed(answer)
                 raise UpstreamFailed(engine, f"{engine} answered with {packed}{kind} where a stream was asked for")
         elif answer.status >= 400 or kind != "application/json" or is_packed(answer):
@@ -372,7 +392,11 @@ class Exchange:
         except (aiohttp.ClientError, ConnectionError) as error:
             raise await self._broken(error) from error
         self._first_byte()
+        if answer.status >= 400:
+            chunk = self._upstream.without_key(chunk)
+            self._log_refusal(answer, chunk)
         seen, is_looking = b"", self._ask.is_responses
+        first, before, last = chunk, b"", b""
         copy = Copy(self._question, answer) if self._question is not None else None
         while chunk:
             if copy is not None:
@@ -384,14 +408,23 @@ class Exchange:
             lease.waits_for_client = True
             await write(chunk, now)
             lease.waits_for_client = False
+            before, last = last, chunk
             try:
                 chunk = await read()
             except (aiohttp.ClientError, ConnectionError) as error:
                 raise await self._broken(error) from error
-        if not _is_framed(answer):
+        self._record.usage = usage_said(before[-TAIL_BYTES:] + last, first)
+        if not is_framed(answer):
             await asyncio.sleep(UNFRAMED_NOTICE_S)
         elif copy is not None:
             copy.whole()
+
+    async def _piece(self, answer: ClientResponse) -> bytes:
+        """What has come of the body since the last one; b"" at its end."""
+        try:
+            return await answer.content.readany()
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise await self._broken(error) from error
 
     async def _read(self, answer: ClientResponse, *, at_most: int | None = None) -> bytes:
         """The whole body, or its beginning; what is beyond `at_most` is not waited for."""
@@ -404,53 +437,3 @@ class Exchange:
             return body
         except (aiohttp.ClientError, ConnectionError) as error:
             raise await self._broken(error) from error
-
-
-def weigh(verdict: Call, failure: Failure | None, cause: BaseException | None = None) -> None:
-    """Tell health what came of a call."""
-    if failure is None or failure.weight == "none":
-        verdict.dropped()
-    elif failure.weight == "failed":
-        verdict.failed(failure.reason, cause)
-    else:
-        is_ours = failure.reason == walk.KEY_REFUSED
-        verdict.cool_down(failure.cool_down_s, failure.reason, needs_operator=is_ours)
-
-
-def waiting_client(around: Surroundings, call: EdgeCall, ask: Ask, progress: Callable[[], str]) -> Downstream:
-    """The client's side of a request, before anything was sent."""
-    mode = around.keepalive.mode(
-        is_stream=ask.wants_stream, may_pad=ask.answers_json, asked=call.request.headers.get(KEEPALIVE)
-    )
-    return Downstream(call.request, around.keepalive, mode, progress, around.tasks)
-
-
-async def fail(client: Downstream, call: EdgeCall, ask: Ask, record: Record, error: RouterError) -> web.StreamResponse:
-    """The end that nobody wanted: as an HTTP error while that can be, then in-band.
-
-    An event stream says what happened; anything else that has begun is cut, never ended tidily.
-    """
-    await client.pause()
-    if not client.is_committed:
-        raise error
-    record.status, record.error = error.status, error
-    if not client.is_event_stream:
-        raise error
-    fields = error_fields(error, is_admin=call.identity.is_admin, request_id=call.request_id)
-    return await end_stream(client, ask, fields)
-
-
-async def end_stream(client: Downstream, ask: Ask, fields: dict[str, object]) -> web.StreamResponse:
-    await client.write_last(error_frame(fields, is_responses=ask.is_responses))
-    return await client.finish()
-
-
-def _is_framed(answer: ClientResponse) -> bool:
-    """Whether the answer says where it ends. Else it ends with its connection, and a crash looks the same."""
-    headers = answer.headers
-    return hdrs.CONTENT_LENGTH in headers or headers.get(hdrs.TRANSFER_ENCODING, "").lower() == "chunked"
-
-
-def is_packed(answer: ClientResponse) -> bool:
-    """Whether its bytes mean nothing without a Content-Encoding, which is too late to send."""
-    return answer.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() not in ("", "identity")

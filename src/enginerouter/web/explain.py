@@ -5,13 +5,16 @@ in it. The body is the request itself, `?path=` the path it would go to. Nothing
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
 from aiohttp import web
 
 from enginerouter.dialects.params import changed, told
-from enginerouter.errors import BadRequest, RouterError
+from enginerouter.dialects.translation import dialect_of, plan
+from enginerouter.errors import BadRequest, NotBuilt, RouterError
+from enginerouter.proxy.upstream import Upstream
 from enginerouter.routing import walk
 from enginerouter.routing.health import Health
 from enginerouter.routing.target import Chain, Route, Target
@@ -30,13 +33,22 @@ ANOTHER = "another"
 
 
 class Explain:
-    def __init__(self, naming: Naming, params: ModelParams, coordinator: Coordinator, health: Health) -> None:
+    def __init__(
+        self,
+        naming: Naming,
+        params: ModelParams,
+        coordinator: Coordinator,
+        health: Health,
+        upstreams: Mapping[str, Upstream],
+    ) -> None:
+        self._upstreams = upstreams
         self._naming = naming
         self._params = params
         self._coordinator = coordinator
         self._health = health
 
     async def explain(self, call: EdgeCall) -> web.StreamResponse:
+        """What the request in the body, sent to `?path=`, would be served by, wait for and evict. Changes nothing."""
         body = await call.read_body()
         if body.file is not None or not body.raw:
             raise BadRequest("send the request to be explained: a JSON object with 'model'")
@@ -62,12 +74,23 @@ class Explain:
         passed_over = self._passed_over(target, route, identity, path)
         if passed_over == walk.FENCED:
             return {"target": target.label if identity.is_admin else None, "passed_over": passed_over, "refused": None}
-        _, changes = changed(path, asked, self._params.of(target), target.upstream_model)
+        wait = self._wait(target, identity)
+        engine = self._upstreams[target.engine]
+        sent_path, body = path, asked
+        try:
+            translation = plan(dialect_of(path), path, asked, engine.dialects, answer_id="", is_strict=engine.is_strict)
+            if translation is not None:
+                sent_path, body = translation.path, translation.body
+        except (BadRequest, NotBuilt) as refused:
+            wait["refused"] = wait["refused"] or {"code": refused.code, "message": refused.message}
+        _, changes = changed(sent_path, body, self._params.of(target), target.upstream_model)
         return {
             "target": target.label,
             "model": target.upstream_model,
+            # Another one where the engine speaks another dialect, and the request is translated.
+            "path": sent_path,
             "passed_over": passed_over,
-            **self._wait(target, identity),
+            **wait,
             "changes": told(changes),
         }
 

@@ -72,7 +72,7 @@ class HealthView:
         self._prober = prober
 
     async def show(self, call: EdgeCall) -> web.StreamResponse:
-        """What this key may know of."""
+        """Every engine with its targets, their circuits and what the last probe saw – as far as this key may know."""
         snapshot, now = self._health.snapshot(), time.monotonic()
         providers = {
             name: self._engine(name, snapshot.get(name, {}), call.identity, now)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
-from types import TracebackType
-
 from aiohttp import web
+from multidict import istr
 
-from enginerouter.errors import LoopDetected, RouterError
+from enginerouter.dialects.anthropic import estimated_tokens
+from enginerouter.dialects.ollama import residency_asked
+from enginerouter.dialects.translation import OLLAMA, dialect_of
+from enginerouter.errors import LoopDetected
 from enginerouter.proxy.headers import VIA
 from enginerouter.routing import walk
 from enginerouter.routing.target import Chain, Route
-from enginerouter.slots import SlotId
-from enginerouter.swap.phases import Phase
 from enginerouter.web.ask import Ask, understand
+from enginerouter.web.counting import counted
 from enginerouter.web.edge import EdgeCall
-from enginerouter.web.exchange import Exchange, Surroundings
+from enginerouter.web.exchange import RESOLVED, Surroundings
 from enginerouter.web.naming import Naming
-from enginerouter.web.telemetry import CLIENT_LEFT, Record, Telemetry
+from enginerouter.web.residency import Residence, one_target
+from enginerouter.web.telemetry import Record, Recorded
+from enginerouter.web.translating import AnyExchange
 from enginerouter.web.walking import Walking
+
+ESTIMATED = istr("X-EngineRouter-Estimated")
 
 
 class Inference:
@@ -27,23 +31,29 @@ class Inference:
     def __init__(self, naming: Naming, around: Surroundings) -> None:
         self._naming = naming
         self._around = around
+        self._residence = Residence(naming, around)
 
     async def serve(self, call: EdgeCall) -> web.StreamResponse:
-        """Answer one POST with a model in its body. Errors before the commit become answers at the edge."""
+        """Goes to the engine that owns the body's (or the form's) `model`, after a swap where that takes one.
+
+        Errors before the commit become answers at the edge.
+        """
         with self._recorded(call) as record:
             body = await call.read_body()
             ask = await understand(call.raw_path, body)
-            record.asked = ask.model or ""
+            record.asked, record.is_stream = ask.model or "", ask.wants_stream
             if (via := call.request.headers.get(VIA)) is not None:
                 self._refuse_loop(via)
             route = await self._route(call, ask)
+            if ask.dialect is OLLAMA and (wish := residency_asked(ask.path, ask.json)) is not None:
+                return await self._residence.serve(call, ask, route, wish, record)
             if isinstance(route, Chain):
                 record.asked = route.asked
                 return await Walking(self._around, call, ask, route, record).run()
             record.name(route)
             if route.asked != route.model_id and route.is_declared:
                 self._around.telemetry.resolved(route)
-            return await Exchange(self._around, call, ask, route, record).run()
+            return await AnyExchange(self._around, call, ask, route, record).run()
 
     def _refuse_loop(self, via: str) -> None:
         own = self._around.instance
@@ -54,11 +64,7 @@ class Inference:
         before = ask.previous_response_id
         if before is not None and (owned := self._around.owners.known(before, call.identity.name)) is not None:
             return owned
-        return await self._naming.route(ask.model, call.identity, self._resident)
-
-    def _resident(self) -> SlotId | None:
-        ready = [s for s in self._around.coordinator.slots.values() if s.phase is Phase.READY]
-        return max(ready, key=lambda s: s.active_at).id if ready else None
+        return await self._naming.route(ask.model, call.identity, self._naming.resident)
 
     async def follow(self, call: EdgeCall) -> web.StreamResponse:
         """GET, DELETE or cancel of a stored response: goes to the engine that made it, and never swaps."""
@@ -66,7 +72,7 @@ class Inference:
             target = self._around.owners.owner(call.params["id"], call.identity.name)
             record.name(target)
             body = await call.read_body()
-            exchange = Exchange(
+            exchange = AnyExchange(
                 self._around, call, Ask(call.raw_path, body.raw, {"model": target.upstream_model}), target, record
             )
             # No await between the lease and its use.
@@ -75,27 +81,22 @@ class Inference:
                 raise self._around.owners.not_resident(call.params["id"], target)
             return await exchange.run(lease)
 
-    def _recorded(self, call: EdgeCall) -> _Recorded:
-        return _Recorded(Record("openai", call.request_id, call.received_at), self._around.telemetry)
+    async def count_tokens(self, call: EdgeCall) -> web.StreamResponse:
+        """How many tokens a Messages request would cost: by its engine if that is resident, else estimated."""
+        with self._recorded(call) as record:
+            ask = await understand(call.raw_path, await call.read_body())
+            record.asked = ask.model or ""
+            target = one_target(await self._route(call, ask), self._naming, self._around, call)
+            record.name(target)
+            count = await counted(self._around, call, ask, target, is_remote=self._naming.is_remote(target))
+            headers = {RESOLVED: target.label}
+            if count is None:
+                headers[ESTIMATED] = "1"
+                count = estimated_tokens(ask.json)
+            record.status = 200
+            return web.json_response({"input_tokens": count}, headers=headers)
 
-
-class _Recorded:
-    """The record of a request: how it ended is noted, and told, whatever ends it."""
-
-    __slots__ = ("_record", "_telemetry")
-
-    def __init__(self, record: Record, telemetry: Telemetry) -> None:
-        self._record = record
-        self._telemetry = telemetry
-
-    def __enter__(self) -> Record:
-        return self._record
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, RouterError):
-            self._record.status, self._record.error = error.status, error
-        elif isinstance(error, asyncio.CancelledError | ConnectionError):
-            self._record.status = CLIENT_LEFT
-        self._telemetry.ended(self._record)
+    def _recorded(self, call: EdgeCall) -> Recorded:
+        return Recorded(
+            Record(dialect_of(call.raw_path).name, call.request_id, call.received_at), self._around.telemetry
+        )

@@ -51,6 +51,8 @@ _SOCKET_OPTIONS = (
 
 
 class HeadersTooLarge(BadRequest):
+    """The request line or the headers are too large."""
+
     status = 431
     code = "headers_too_large"
 

@@ -13,9 +13,10 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
 
 from enginerouter.config.model import Config
 
@@ -55,6 +56,16 @@ class JsonFormatter(TextFormatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
+
+
+class PrivateFile(RotatingFileHandler):
+    """For the owner's eyes: lines name models, keys' names and what engines said."""
+
+    def _open(self) -> TextIOWrapper:
+        def private(path: str, flags: int) -> int:
+            return os.open(path, flags, 0o600)
+
+        return cast(TextIOWrapper, open(self.baseFilename, self.mode, encoding=self.encoding, opener=private))
 
 
 class CollectingHandler(logging.Handler):
@@ -135,7 +146,7 @@ def set_up(level: str, file: Path | None, form: str) -> CollectingHandler:
     if file is not None:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            output = RotatingFileHandler(file, backupCount=BACKUPS, encoding="utf-8")
+            output = PrivateFile(file, backupCount=BACKUPS, encoding="utf-8")
         except OSError as error:
             problem = error
     handler = CollectingHandler(_formatter(form), sys.stderr, output)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 
-import psutil
-
 from enginerouter.config.model import Alias, EngineSettings
 from enginerouter.engines.discovery import Discovery
 from enginerouter.engines.loaded import Listing
+from enginerouter.engines.model_facts import ModelFacts
 from enginerouter.errors import Forbidden, UnknownModel
 from enginerouter.routing import fences
-from enginerouter.routing.directory import Directory, Listed
+from enginerouter.routing.directory import Directory, Listed, respelt
 from enginerouter.routing.target import Chain, Route, Target
 from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
+from enginerouter.swap.phases import Phase
 from enginerouter.web.keys import Identity
+from enginerouter.web.machine import own_networks
 
 # Headers by which engines are told who pays.
 KEY_HEADERS = frozenset({"authorization", "x-api-key", "api-key", "x-goog-api-key"})
@@ -41,9 +42,8 @@ class Naming:
         self._engines = engines
         self._discovery: Discovery | None = None
         self._said_remote: dict[str, Collection[str]] = {}
-        own = fences.own_networks(
-            [(name, a.address, a.netmask) for name, found in psutil.net_if_addrs().items() for a in found]
-        )
+        self._said_facts: dict[str, Mapping[str, ModelFacts]] = {}
+        own = own_networks()
         self._remote = frozenset(name for name, settings in engines.items() if fences.is_remote(settings, own))
 
     def attach(self, discovery: Discovery) -> None:
@@ -52,6 +52,7 @@ class Naming:
     def listed_by(self, engine: str, listing: Listing) -> None:
         """An engine said which models it has."""
         self._said_remote[engine] = listing.remote
+        self._said_facts[engine] = listing.facts
         self.directory.learn(engine, listing.ids)
 
     async def route(
@@ -87,6 +88,11 @@ class Naming:
             raise Forbidden(f"no target of {route.asked!r} may be used with this key, or none is known now")
         return next((t for t in usable if not self.is_remote(t)), usable[0])
 
+    def resident(self) -> SlotId | None:
+        """What serves a request without a model, where no default is configured: the slot that was last in use."""
+        ready = [s for s in self._coordinator.slots.values() if s.phase is Phase.READY]
+        return max(ready, key=lambda s: s.active_at).id if ready else None
+
     def is_fenced(self, target: Target, identity: Identity) -> bool:
         """Whether a request of this key for the target would leave the machine and may not."""
         return (target.stays_local or not identity.may_use_remote) and self.is_remote(target)
@@ -120,6 +126,24 @@ class Naming:
         settings = self._engines[target.engine]
         said_remote = self._said_remote.get(target.engine, ())
         return target.engine in self._remote or fences.is_cloud_model(settings, target.upstream_model, said_remote)
+
+    def said_of(self, target: Target) -> ModelFacts | None:
+        """What its engine's list says of it, under either spelling of its name."""
+        said = self._said_facts.get(target.engine, {})
+        return said.get(target.upstream_model) or said.get(respelt(target.upstream_model))
+
+    def target_of(self, name: str) -> Target | None:
+        """What a name of a catalogue leads to; None for a chain, and for what has just gone."""
+        try:
+            route = self.directory.route(name, anything, nothing_resident)
+        except UnknownModel:
+            return None
+        return route if isinstance(route, Target) else None
+
+    def outdate(self, engine: str) -> None:
+        """The models of an engine have changed through us."""
+        if self._discovery is not None:
+            self._discovery.outdate(engine)
 
     def may_see(self, slot: SlotId, identity: Identity) -> bool:
         """Whether a key may use some name of a slot, and leave the machine for it if it is elsewhere."""
@@ -170,7 +194,8 @@ class Naming:
         """A chain shows if the key may use any of its targets."""
         if model.targets:
             return any(not self.is_fenced(t, identity) for t in model.targets)
-        return identity.may_use_remote or model.engine not in self._remote
+        target = self.target_of(model.id)
+        return target is not None and not self.is_fenced(target, identity)
 
 
 def _beyond_fence(target: Target) -> Forbidden:

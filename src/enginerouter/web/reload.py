@@ -136,7 +136,7 @@ class Reloader:
     # --- for people and programs
 
     async def asked(self, call: EdgeCall) -> web.StreamResponse:
-        """POST /admin/reload: 200 with what has changed, 422 with all that is wrong."""
+        """Read the configuration again, apply what changed: 200 with what it was, 422 with all that is wrong."""
         outcome = await self.reload()
         if outcome.problems:
             what = f"{_count(outcome.problems)}, the first: {outcome.problems[0]}"

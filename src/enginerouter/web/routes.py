@@ -15,13 +15,12 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple
 from urllib.parse import unquote
 
 from aiohttp import web
 
-from enginerouter.dialects import openai
-from enginerouter.errors import BadRequest, MethodNotAllowed, NotFound, RouterError, printable
+from enginerouter.errors import BadRequest, MethodNotAllowed, NotFound, printable
 
 if TYPE_CHECKING:
     from enginerouter.web.edge import EdgeCall
@@ -36,12 +35,6 @@ _NEVER_IN_A_PATH = re.compile(r"[\x00-\x20\x7f\\;#\"<>^`{|}]|[^\x00-\x7f]")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
-class ErrorBody(Protocol):
-    """The JSON body of an error answer in one dialect."""
-
-    def __call__(self, error: RouterError, *, is_admin: bool, request_id: str) -> bytes: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Route:
     """One row of the table. `access`: open to all, any key, or admin keys only."""
@@ -50,7 +43,6 @@ class Route:
     path: str
     handler: RouteHandler
     access: Access = "key"
-    error_body: ErrorBody = openai.error_body
 
 
 class Match(NamedTuple):
@@ -131,12 +123,13 @@ def _bind(pattern: list[str], segments: list[str]) -> dict[str, str] | None:
 class Routes:
     """The table, built once per configuration."""
 
-    __slots__ = ("_exact", "_patterns")
+    __slots__ = ("_exact", "_patterns", "rows")
 
     def __init__(self, routes: Iterable[Route]) -> None:
+        self.rows = tuple(routes)
         self._exact: dict[str, _Place] = {}
         patterns: dict[str, _Place] = {}
-        for route in routes:
+        for route in self.rows:
             places = patterns if "{" in route.path else self._exact
             places.setdefault(route.path, _Place(route.path)).add(route)
         self._patterns = list(patterns.values())

@@ -12,12 +12,13 @@ from enginerouter.config.load import Loaded
 from enginerouter.config.model import Config
 from enginerouter.service.notify import Notifier, feed_watchdog
 from enginerouter.service.sockets import given_socket
-from enginerouter.service.unit import stop_seconds
 from enginerouter.tasks import TaskGroup
 from enginerouter.web.app import Router
 from enginerouter.web.control import STUCK_AFTER_S
 from enginerouter.web.listener import parser_problem
 from enginerouter.web.logs import FLUSH_EVERY_S, CollectingHandler, set_up
+from enginerouter.web.machine import warnings_here
+from enginerouter.web.slots_of import stop_s
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ def serve(loaded: Loaded) -> int:
     config = loaded.config
     output = set_up(config.log_level, config.log_file, config.log_format)
     try:
-        for warning in loaded.warnings:
+        for warning in (*loaded.warnings, *warnings_here(config)):
             log.warning("%s", warning)
         _warn_of_exposure(config)
         return asyncio.run(_serve(config, output))
@@ -65,9 +66,7 @@ async def _serve(config: Config, output: CollectingHandler) -> int:
                 )
                 await stop.wait()
             config = router.config  # as of the last reload
-            notifier.stopping(
-                stop_seconds(config.shutdown_timeout_s, (e.stop_timeout_s for e in config.engines.values()))
-            )
+            notifier.stopping(stop_s(config))
             log.info("stopping: running answers have %g s", config.shutdown_timeout_s)
             status = await stop_router(router, stop)
             log.info("stopped")

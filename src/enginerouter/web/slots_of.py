@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from enginerouter.config.engines import GenericProcess, Profile
+from enginerouter.config.engines import ApiSwap, GenericProcess, Ollama, Profile
 from enginerouter.config.model import Config, EngineSettings
+from enginerouter.engines.launch import end_seconds
 from enginerouter.routing.directory import models_of, slot_of
+from enginerouter.service.unit import stop_seconds
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
 from enginerouter.swap.model import Learned, Rules, Slot, SlotSpec
@@ -43,6 +45,11 @@ def slot_specs(config: Config) -> list[SlotSpec]:
     return list(specs.values())
 
 
+def stop_s(config: Config) -> float:
+    """What an orderly end of a router with this configuration may take."""
+    return stop_seconds(config.shutdown_timeout_s, (end_seconds(e) for e in config.engines.values() if e.enabled))
+
+
 def undeclared_spec(config: Config, slot: SlotId) -> SlotSpec | None:
     """The slot of a model that only its engine knows; None if the configuration has no place for it."""
     engine = config.engines.get(slot.engine)
@@ -71,6 +78,7 @@ def _spec(
         restarts=engine.auto_restart,
         rolls_back=engine.rollback,
         is_swapped=engine.type != "remote",
+        end_within_s=end_seconds(engine) if isinstance(engine, ApiSwap | Ollama) else None,
     )
 
 

@@ -39,9 +39,11 @@ class StatusPage:
         return web.Response(text="Ollama is running", headers={hdrs.VARY: hdrs.ACCEPT})
 
     async def style(self, call: EdgeCall) -> web.StreamResponse:
+        """A part of the page."""
         return _file(self._style, "text/css")
 
     async def script(self, call: EdgeCall) -> web.StreamResponse:
+        """A part of the page."""
         return _file(self._script, "text/javascript")
 
 

@@ -27,19 +27,25 @@ from enginerouter.routing.health import Health
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
 from enginerouter.swap.coordinator import Coordinator
-from enginerouter.swap.memory import MemorySource
+from enginerouter.swap.memory import ChosenSource
 from enginerouter.swap.phases import Phase
 from enginerouter.tasks import TaskGroup
 from enginerouter.web.answers import KeptAnswers
 from enginerouter.web.catalog import Catalog
+from enginerouter.web.catalog_routes import catalog_routes, extra_routes, management_routes
 from enginerouter.web.control import Control
 from enginerouter.web.discovered import Discovered, Discovering
 from enginerouter.web.edge import EdgeRules, edge_rules
 from enginerouter.web.exchange import Surroundings
 from enginerouter.web.explain import Explain
+from enginerouter.web.extras import Extras
+from enginerouter.web.file_facts import FileFacts
 from enginerouter.web.health import HealthView
 from enginerouter.web.inference import Inference
+from enginerouter.web.knowledge import Knowledge
+from enginerouter.web.learned_facts import LearnedFacts
 from enginerouter.web.naming import Naming
+from enginerouter.web.ollama_management import OllamaManagement
 from enginerouter.web.params import ModelParams
 from enginerouter.web.prober import BackgroundProber
 from enginerouter.web.reload import Reloader
@@ -63,6 +69,11 @@ INFERENCE_PATHS = (
     "/v1/images/generations",
     "/v1/images/edits",
     "/v1/images/variations",
+    "/v1/messages",
+    "/api/chat",
+    "/api/generate",
+    "/api/embed",
+    "/api/embeddings",
 )
 
 
@@ -77,7 +88,8 @@ class Upstreams(dict[str, Upstream]):
 class Lasting:
     """What outlives every configuration of one router.
 
-    `addresses`: the URL that a ready slot answers at. `upstreams`: also of engines that drain before they go.
+    `addresses`: the URL that a ready slot answers at. `upstreams`: also of engines that drain before they go;
+    `management_upstreams`: of Ollama daemons, besides, because those of requests end when a daemon's models are freed.
     `snapshot`: the state as a key may see it, by the configuration of the moment. `warned`: of which pairs of engines
     the log has said that they have one model.
     """
@@ -85,7 +97,7 @@ class Lasting:
     instance: str
     registry: Registry
     telemetry: Telemetry
-    memory: MemorySource
+    memory: ChosenSource
     state: StateFile
     health: Health
     coordinator: Coordinator
@@ -94,8 +106,11 @@ class Lasting:
     tasks: TaskGroup
     snapshot: Snapshot
     began_at: float
+    learned_facts: LearnedFacts
+    file_facts: FileFacts = field(default_factory=FileFacts)
     addresses: dict[SlotId, str] = field(default_factory=dict)
     upstreams: dict[str, Upstream] = field(default_factory=dict)
+    management_upstreams: dict[str, Upstream] = field(default_factory=dict)
     owners: ResponseOwners = field(default_factory=ResponseOwners)
     page: StatusPage = field(default_factory=StatusPage)
     warned: set[tuple[str, str]] = field(default_factory=set)
@@ -110,28 +125,39 @@ class Surface:
         self.config = config
         self.cache = cache
         self._lasting = lasting
+        self._engines = engines
         self._settings = {name: config.engines[name] for name in engines}
-        self._upstreams = Upstreams((name, self._upstream(settings)) for name, settings in self._settings.items())
+        self._upstreams = self._pools(self._settings, lasting.upstreams)
+        daemons = {name: settings for name, settings in self._settings.items() if settings.type == "ollama"}
+        self._management_upstreams = self._pools(daemons, lasting.management_upstreams)
         self.naming = naming = Naming(Directory(config), lasting.coordinator, config.engines)
         sources = self._sources(engines)
         discovered = Discovered(config, lasting.state, naming, lasting.warned)
         discovered.recall({name: source for name, (source, _) in sources.items()})
         self.discovery = Discovery(sources, discovered.listed)
         naming.attach(self.discovery)
+        self.knowledge = Knowledge(config, naming, lasting.coordinator, lasting.learned_facts, lasting.file_facts)
         self.view = HealthView(self._settings, naming, lasting.coordinator, lasting.health, lasting.prober)
         self.control = self._control()
         self.rules: EdgeRules = edge_rules(config, Routes(self._routes()))
 
     def use_upstreams(self) -> None:
         """Let the pools go by this configuration, also for requests of earlier ones that wait still."""
-        for name, upstream in self._upstreams.items():
+        lasting = self._lasting
+        self._use(self._upstreams, lasting.upstreams)
+        self._use(self._management_upstreams, lasting.management_upstreams)
+
+    def _use(self, pools: Upstreams, kept: dict[str, Upstream]) -> None:
+        for name, upstream in pools.items():
             settings = self._settings[name]
             upstream.configure(
                 headers=_headers_to(settings),
                 connect_timeout_s=self.config.upstream_connect_timeout_s,
                 is_server=_is_server(settings),
+                dialects=settings.api,
+                is_strict=settings.type == "remote",
             )
-            self._lasting.upstreams[name] = upstream
+            kept[name] = upstream
 
     def carry_on(self, before: Surface, engines: Collection[str]) -> None:
         """Know what was known of these engines, which are as they were."""
@@ -139,14 +165,19 @@ class Surface:
 
     # --- parts
 
-    def _upstream(self, settings: EngineSettings) -> Upstream:
+    def _pools(self, engines: Mapping[str, EngineSettings], kept: Mapping[str, Upstream]) -> Upstreams:
         """One pool per engine, over all configurations: open connections stay open."""
-        return self._lasting.upstreams.get(settings.name) or Upstream(
+        return Upstreams((name, kept.get(name) or self._upstream(settings)) for name, settings in engines.items())
+
+    def _upstream(self, settings: EngineSettings) -> Upstream:
+        return Upstream(
             settings.name,
             headers=_headers_to(settings),
             connect_timeout_s=self.config.upstream_connect_timeout_s,
             tasks=self._lasting.tasks,
             is_server=_is_server(settings),
+            dialects=settings.api,
+            is_strict=settings.type == "remote",
         )
 
     def _sources(self, engines: Mapping[str, Engine]) -> dict[str, tuple[ListsModels, float]]:
@@ -211,9 +242,9 @@ class Surface:
         page = lasting.page
         params = ModelParams(config)
         inference = Inference(naming, self._surroundings(params))
-        catalog = Catalog(naming, lasting.coordinator)
+        catalog = Catalog(naming, self.knowledge, self._engines, config.default_model)
         discovering = Discovering(naming, self.discovery)
-        explain = Explain(naming, params, lasting.coordinator, lasting.health)
+        explain = Explain(naming, params, lasting.coordinator, lasting.health, self._upstreams)
         watching = Watching(lasting.telemetry.hub, naming, lasting.snapshot, log_files(config))
         for path in INFERENCE_PATHS:
             yield Route("POST", path, inference.serve)
@@ -223,10 +254,7 @@ class Surface:
             ("DELETE", "/v1/responses/{id}", inference.follow, "key"),
             ("POST", "/v1/responses/{id}/cancel", inference.follow, "key"),
             ("GET", "/v1/responses/{id}/input_items", inference.follow, "key"),
-            ("GET", "/v1", catalog.root, "key"),
-            ("GET", "/v1/models", catalog.models, "key"),
-            ("GET", "/v1/models/{id...}", catalog.model, "key"),
-            ("GET", "/v1/aliases", catalog.aliases, "key"),
+            ("POST", "/v1/messages/count_tokens", inference.count_tokens, "key"),
             ("GET", "/", page.root, "open"),
             ("GET", "/page.css", page.style, "open"),
             ("GET", "/page.js", page.script, "open"),
@@ -249,6 +277,22 @@ class Surface:
             ("POST", "/admin/release", control.release, "admin"),
         ]
         yield from (Route(method, path, handler, access) for method, path, handler, access in rows)
+        yield from catalog_routes(catalog)
+        yield from management_routes(self._management())
+        extras = Extras(naming, lasting.coordinator, lasting.telemetry, self._upstreams, lasting.addresses)
+        yield from extra_routes(extras, inference)
+
+    def _management(self) -> OllamaManagement:
+        """Ollama daemons in the order of the configuration."""
+        cache = self.cache
+        return OllamaManagement(
+            self.naming,
+            self._lasting.telemetry,
+            {name: (self._settings[name].base_url or "").rstrip("/") for name in self._management_upstreams},
+            self._management_upstreams,
+            cache.forget if cache is not None else lambda _engine: None,
+            allows_destructive=self.config.allow_destructive_ollama_api,
+        )
 
 
 def _is_server(settings: EngineSettings) -> bool:

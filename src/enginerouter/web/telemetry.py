@@ -5,13 +5,16 @@ Label values come from configured names only; a model name that a client made up
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
 from enginerouter.cache.answers import AnswerCache
 from enginerouter.cache.store import StoreState
+from enginerouter.dialects.base import Usage
 from enginerouter.errors import RouterError, printable
 from enginerouter.metrics import Labels, Registry
 from enginerouter.routing.target import Target
@@ -50,6 +53,7 @@ class Record:
         "error",
         "first_byte_at",
         "is_declared",
+        "is_stream",
         "keepalives",
         "label",
         "queue_s",
@@ -57,6 +61,7 @@ class Record:
         "status",
         "swap_s",
         "tries",
+        "usage",
     )
 
     def __init__(self, dialect: str, request_id: str, began_at: float) -> None:
@@ -78,6 +83,17 @@ class Record:
         # Targets that were tried, the one that answers among them.
         self.tries = 1
         self.error: RouterError | None = None
+        # Whether an answer in pieces was asked for; and the tokens it cost, where the engine has said so.
+        self.is_stream = False
+        self.usage: Usage | None = None
+
+    def tokens_per_s(self, now: float) -> float | None:
+        """How fast the answer came: by the engine's clock, else by ours; without a stream the prompt's time counts."""
+        if self.usage is None or not self.usage.completion:
+            return None
+        since = self.first_byte_at if self.is_stream and self.first_byte_at else self.began_at + self.queue_s
+        seconds = self.usage.completion_s or now - since
+        return self.usage.completion / seconds if seconds > 0 else None
 
     def name(self, target: Target) -> None:
         """Note what the request is for."""
@@ -120,6 +136,9 @@ class Telemetry:
             "fallback_total",
             "Targets of chains that did not answer, the one asked after them, and why.",
             ("from_model", "to_model", "reason"),
+        )
+        self._tokens = registry.counter(
+            "tokens_total", "Tokens of prompts (in) and answers (out), as engines count them.", ("direction", "target")
         )
         self._frames = registry.counter("keepalive_frames_total", "Keep-alive frames sent to waiting clients.")
 
@@ -234,6 +253,11 @@ class Telemetry:
             self._cached.inc((target, record.cache))
             if record.cached_bytes:
                 self._cached_bytes.inc((target,), record.cached_bytes)
+        if (usage := record.usage) is not None:
+            if usage.prompt:
+                self._tokens.inc(("in", target), usage.prompt)
+            if usage.completion:
+                self._tokens.inc(("out", target), usage.completion)
         self._total_s.observe(total)
         if record.label:
             self._wait_s.observe(record.queue_s)
@@ -266,6 +290,28 @@ class Telemetry:
         )
 
 
+class Recorded:
+    """The record of a request: how it ended is noted, and told, whatever ends it."""
+
+    __slots__ = ("_record", "_telemetry")
+
+    def __init__(self, record: Record, telemetry: Telemetry) -> None:
+        self._record = record
+        self._telemetry = telemetry
+
+    def __enter__(self) -> Record:
+        return self._record
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, RouterError):
+            self._record.status, self._record.error = error.status, error
+        elif isinstance(error, asyncio.CancelledError | ConnectionError):
+            self._record.status = CLIENT_LEFT
+        self._telemetry.ended(self._record)
+
+
 def swap_fields(report: SwapReport) -> dict[str, Any]:
     """A swap that has ended, as `/status` and `/events` show it."""
     return {
@@ -280,6 +326,7 @@ def swap_fields(report: SwapReport) -> dict[str, Any]:
 def request_fields(record: Record, total_s: float) -> dict[str, Any]:
     """A request that has ended, as `/events` shows it."""
     first = record.first_byte_at
+    tok_s = record.tokens_per_s(record.began_at + total_s)
     return {
         "at": round(time.time(), 3),
         "id": record.request_id,
@@ -291,6 +338,9 @@ def request_fields(record: Record, total_s: float) -> dict[str, Any]:
         "swap_ms": round(record.swap_s * 1000),
         "first_byte_ms": round((first - record.began_at) * 1000) if first is not None else None,
         "total_ms": round(total_s * 1000),
+        "tokens_in": record.usage.prompt if record.usage is not None else None,
+        "tokens_out": record.usage.completion if record.usage is not None else None,
+        "tok_s": round(tok_s, 1) if tok_s is not None else None,
         "error": record.error.code if record.error is not None else None,
     }
 

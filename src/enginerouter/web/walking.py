@@ -13,12 +13,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import aiohttp
 from aiohttp import ClientResponse, web
 
-from enginerouter.dialects.beginnings import Beginning, ErrorSaid, FirstEvent, StreamKind, error_said, status_said
+from enginerouter.dialects.beginnings import Beginning, ErrorSaid, FirstEvent, error_said, status_said
 from enginerouter.dialects.openai import engine_error_fields
-from enginerouter.errors import EngineUnavailable, RouterError, UpstreamFailed, printable
+from enginerouter.errors import BadRequest, EngineUnavailable, NotBuilt, RouterError, UpstreamFailed, printable
 from enginerouter.proxy.downstream import Downstream
 from enginerouter.proxy.headers import VIA
 from enginerouter.routing import walk
@@ -26,25 +25,15 @@ from enginerouter.routing.health import Call
 from enginerouter.routing.target import Chain, Target
 from enginerouter.routing.walk import Attempt, Failure
 from enginerouter.swap.model import Lease
+from enginerouter.web.answering import fail, is_packed, waiting_client, weigh
 from enginerouter.web.ask import Ask
 from enginerouter.web.edge import EdgeCall
-from enginerouter.web.exchange import (
-    ERROR_BYTES,
-    EVENT_STREAM,
-    WHOLE_BYTES,
-    Exchange,
-    Surroundings,
-    fail,
-    is_packed,
-    waiting_client,
-    weigh,
-)
+from enginerouter.web.exchange import ERROR_BYTES, WHOLE_BYTES, Surroundings
 from enginerouter.web.keys import Identity
 from enginerouter.web.telemetry import NOBODY, Record
+from enginerouter.web.translating import STREAMS, AnyExchange
 
 log = logging.getLogger(__name__)
-
-STREAMS: Mapping[str, StreamKind] = {EVENT_STREAM: "sse", "application/x-ndjson": "ndjson"}
 
 
 class PassedOver(EngineUnavailable):
@@ -71,7 +60,7 @@ class NoAnswer(UpstreamFailed):
         self.failure = failure
 
 
-class Try(Exchange):
+class Try(AnyExchange):
     """One target of a chain. `has_begun`: its answer is the client's, and nothing can be taken back."""
 
     has_begun = False
@@ -94,12 +83,23 @@ class Try(Exchange):
 
     async def answer(self) -> web.StreamResponse:
         """Raises RouterError; NoAnswer among them, if the engine said one that goes on."""
+        await self._prepare()
         if self._may_be_kept and (given := await self._give_kept()) is not None:
             self.has_begun = True
             self._around.telemetry.resolved(self._target)
             return given
         lease = self._coordinator.try_lease(self._target.slot) or await self._queue()
         return await self._relay_with(lease)
+
+    async def _prepare(self) -> None:
+        """What one engine cannot be asked in its dialect, the next one may be, as with what it refuses itself."""
+        try:
+            await super()._prepare()
+        except (BadRequest, NotBuilt) as error:
+            if self._chain.alias.on_mismatch != "next":
+                raise
+            failure = Failure("mismatch", status=error.status, is_untouched=True)
+            raise NoAnswer(self._target.engine, error.message, failure) from error
 
     # --- the wait
 
@@ -143,9 +143,8 @@ class Try(Exchange):
             self._check_form(answer)
         self.has_begun = True
         self._around.telemetry.resolved(self._target)
-        if self._clock is not None:
-            self._clock.reschedule(None)
-            self._clock = None
+        self._stop_clock()
+        self._clock = None
         return await super()._answered(answer, lease)
 
     async def _look(self, answer: ClientResponse) -> None:
@@ -163,15 +162,15 @@ class Try(Exchange):
 
     async def _look_at_stream(self, answer: ClientResponse, first: FirstEvent) -> None:
         found: Beginning | None = None
+        seen = bytearray()
         while found is None:
             chunk = await self._piece(answer)
-            if not chunk:
-                raise UpstreamFailed(self._target.engine, f"the stream of {self._target.label} ended without an answer")
-            self._seen += chunk
+            if not chunk or len(seen) > WHOLE_BYTES:
+                how = "ended" if not chunk else f"went on for {len(seen)} bytes"
+                raise UpstreamFailed(self._target.engine, f"the stream of {self._target.label} {how} without an answer")
+            seen += chunk
             found = first.feed(chunk)
-            if found is None and len(self._seen) > WHOLE_BYTES:  # a flood of comments
-                size = f"{len(self._seen)} bytes without an answer"
-                raise UpstreamFailed(self._target.engine, f"the stream of {self._target.label} has sent {size}")
+        self._seen = bytes(seen)
         if isinstance(found, ErrorSaid):
             self._judge(found.status, found.fields, answer)
 
@@ -179,22 +178,22 @@ class Try(Exchange):
         """Up to a size the body is awaited: until then its end can be missing, or be an error with status 200."""
         while len(self._seen) <= WHOLE_BYTES and (chunk := await self._piece(answer)):
             self._seen += chunk
-            if self._clock is not None:
-                self._clock.reschedule(None)
-        if len(self._seen) > ERROR_BYTES or b'"error"' not in self._seen:
+            self._stop_clock()
+        if is_packed(answer) or not self._ask.answers_json:
             return
-        try:
-            said: Any = json.loads(self._seen)
-        except (ValueError, RecursionError):
-            return
-        if isinstance(said, dict) and (fields := error_said(said)) is not None:
+        said = _object_in(self._seen)
+        if not said:
+            self._go_on_past_nonsense(answer)
+        elif (fields := error_said(said)) is not None:
             self._judge(status_said(fields), fields, answer)
 
-    async def _piece(self, answer: ClientResponse) -> bytes:
-        try:
-            return await answer.content.readany()
-        except (aiohttp.ClientError, ConnectionError) as error:
-            raise await self._broken(error) from error
+    def _go_on_past_nonsense(self, answer: ClientResponse) -> None:
+        """A 200 with a page, or with nothing: a captive portal, or another server. Raises NoAnswer if that goes on."""
+        failure = Failure("no_answer", "failed", answer.status)
+        weigh(self._verdict, failure)
+        if self.may_go_on(failure):
+            kind = printable(answer.content_type, 60)
+            raise NoAnswer(self._target.engine, f"it answered {answer.status} with {kind} that is no answer", failure)
 
     def _judge(self, status: int, error: Mapping[str, Any], answer: ClientResponse) -> None:
         """Raises NoAnswer if the next target may be asked; else what was said is the client's."""
@@ -215,6 +214,17 @@ class Try(Exchange):
     def may_go_on(self, failure: Failure) -> bool:
         repeats = self._chain.alias.retry_unsafe
         return walk.may_go_on(failure, repeatable=self._ask.is_repeatable, retries_unsafe=repeats)
+
+
+def _object_in(body: bytes) -> dict[str, Any] | None:
+    """The JSON object that a body is, or None. Of a large one the beginning tells: errors are short."""
+    if len(body) > ERROR_BYTES:
+        return {"is_large": True} if body.lstrip()[:1] == b"{" else None
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return said if isinstance(said, dict) else None
 
 
 def passed_over(
@@ -247,7 +257,7 @@ class Walking:
         # When a target that did not answer may be able to, where that is known.
         self._waits_s: list[float | None] = []
         self._try: Try | None = None
-        self._client = waiting_client(around, call, ask, self._progress)
+        self._client = waiting_client(around.keepalive, call, ask, self._progress, around.tasks)
 
     def _progress(self) -> str:
         return self._try.progress() if self._try is not None else f"looking for a target of {self._chain.asked}"

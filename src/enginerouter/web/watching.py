@@ -41,6 +41,8 @@ Snapshot = Callable[[Identity], Awaitable[dict[str, Any]]]
 
 
 class TooManyWatchers(QueueFull):
+    """So many read `/events` or `/logs` already."""
+
     code = "too_many_watchers"
 
 
@@ -57,7 +59,7 @@ class Watching:
         self._followers = 0
 
     async def events(self, call: EdgeCall) -> web.StreamResponse:
-        """The state once a second, and what happens as it happens."""
+        """A stream (SSE): `status` once a second; `phase`, `swap` and `request` as they happen."""
         if len(self._hub) >= MAX_WATCHERS:
             raise TooManyWatchers(f"{MAX_WATCHERS} clients read /events already; close one", retry_after_s=5)
         response = web.StreamResponse(headers=SSE_HEADERS)
@@ -90,7 +92,7 @@ class Watching:
         return any(map(may_name, event.names)) or any(directory.may_use(slot, may_name) for slot in event.slots)
 
     async def logs(self, call: EdgeCall) -> web.StreamResponse:
-        """The last `lines` of a log file, and with `follow=1` what is added to it."""
+        """The last `?lines=` of the router's log or that of `?engine=`, and with `follow=1` what is added to it."""
         query = dict(parse_qsl(call.raw_query, keep_blank_values=True))
         if unknown := sorted(query.keys() - {"engine", "lines", "follow"}):
             raise BadRequest(f"{printable(unknown[0])!r} is not known here; there are: engine, lines, follow")

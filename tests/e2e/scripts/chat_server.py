@@ -7,7 +7,6 @@ with `data: [DONE]`. The answer says as `key` what Authorization came with the r
 import argparse
 import json
 import os
-import signal
 import socket
 import sys
 import threading
@@ -20,7 +19,6 @@ def main() -> None:
     parser.add_argument("--tag", default="")
     parser.add_argument("--model", help="means nothing here, as other flags of profiles")
     options, _ = parser.parse_known_args()
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     listener = socket.create_server(("127.0.0.1", options.port), backlog=512)
     while True:
         connection, _ = listener.accept()

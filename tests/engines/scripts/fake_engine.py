@@ -27,6 +27,8 @@ def main() -> None:
     parser.add_argument("--exit", type=int, default=None, help="exit with this status after --delay")
     parser.add_argument("--kill-self", type=int, default=0, help="die by this signal after --delay")
     parser.add_argument("--die-after", type=float, default=0.0, help="seconds of serving before exit 1")
+    parser.add_argument("--die-with", type=int, default=1, help="its status then")
+    parser.add_argument("--exit-on-term", action="store_true", help="end with status 0")
     parser.add_argument("--print-mb", type=int, default=0)
     parser.add_argument("--show-env", action="store_true")
     parser.add_argument("--children", type=int, default=0, help="plain children that sleep")
@@ -42,6 +44,8 @@ def main() -> None:
     if options.say:
         print(options.say)
     sys.stdout.flush()
+    if options.exit_on_term:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     if options.ignore_term:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if options.print_mb:
@@ -87,7 +91,7 @@ def serve(options: argparse.Namespace) -> None:
     print(f"up {os.getpid()}", flush=True)
     started = time.monotonic()
     if options.die_after:
-        threading.Timer(options.die_after, lambda: os._exit(1)).start()
+        threading.Timer(options.die_after, lambda: os._exit(options.die_with)).start()
     lock = threading.Lock()
     counts = {"open": 0, "most": 0, "all": 0}
 

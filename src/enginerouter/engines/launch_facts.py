@@ -1,0 +1,120 @@
+"""What a command line and a model's file say of the model, as facts. Plain functions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from enginerouter.engines.gguf import Header
+from enginerouter.engines.model_facts import MOST_TOKENS, NOTHING, ModelFacts, template_capabilities
+
+_CONTEXT_FLAGS = (
+    "-c",
+    "--ctx-size",
+    "--ctx_size",
+    "--context-length",
+    "--max-model-len",
+    "--max-length",
+    "--contextsize",
+)
+_PROJECTOR_FLAGS = ("--mmproj", "-mm", "--mmproj-url", "-mmu")
+_MODEL_FLAGS = ("-m", "--model")
+_EMBEDDING_FLAGS = ("--embedding", "--embeddings")
+_UNITS = MappingProxyType({"": 1, "k": 1000, "K": 1024, "m": 10**6, "M": 1 << 20})
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What a launch says of its model. `file` is its GGUF file, as written."""
+
+    facts: ModelFacts = NOTHING
+    file: str | None = None
+
+
+def facts_in_command(argv: Sequence[str]) -> Command:
+    """What a command line says of the model it serves."""
+    values = dict(_flag_values(argv, (*_CONTEXT_FLAGS, *_MODEL_FLAGS)))
+    contexts = [_tokens(values[flag]) for flag in _CONTEXT_FLAGS if flag in values]
+    files = [values[flag] for flag in _MODEL_FLAGS if values.get(flag, "").lower().endswith(".gguf")]
+    also = set()
+    if any(word.partition("=")[0] in _PROJECTOR_FLAGS for word in argv):
+        also.add("vision")
+    if any(word in _EMBEDDING_FLAGS for word in argv):
+        also.add("embedding")
+    # vLLM refuses requests with tools unless it was told how to read calls.
+    is_without_tools = _is_vllm(argv) and "--enable-auto-tool-choice" not in argv
+    return Command(
+        ModelFacts(
+            context_length=next((n for n in contexts if n), None),
+            capabilities=frozenset({"completion"}) if is_without_tools else None,
+            also=frozenset(also),
+        ),
+        files[0] if files else None,
+    )
+
+
+def _is_vllm(argv: Sequence[str]) -> bool:
+    return any(Path(word).name == "vllm" or word.startswith("vllm.entrypoints") for word in argv[:4])
+
+
+def _flag_values(argv: Sequence[str], flags: Iterable[str]) -> Iterable[tuple[str, str]]:
+    """`--flag value` and `--flag=value`."""
+    for word, following in zip(argv, (*argv[1:], ""), strict=True):
+        flag, equals, value = word.partition("=")
+        if flag in flags:
+            yield flag, value if equals else following
+
+
+def _tokens(text: str) -> int | None:
+    """`8192`, and vLLM's `8k` (thousands) and `8K` (1024). 0 is llama.cpp's word for the model's own length."""
+    found = re.fullmatch(r"(\d{1,10}(?:\.\d{1,3})?)([kKmM]?)", text)
+    size = int(float(found[1]) * _UNITS[found[2]]) if found else 0
+    return size if 0 < size <= MOST_TOKENS else None
+
+
+# --- the file
+
+# general.file_type of llama.cpp.
+FILE_TYPES = MappingProxyType(
+    {
+        0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
+        12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K",
+        19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL",
+        26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16",
+        36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE",
+    }
+)  # fmt: skip
+_FIM_KEYS = ("tokenizer.ggml.fim_pre_token_id", "tokenizer.ggml.prefix_token_id")
+_EMBEDDERS = ("bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "modern-bert", "gemma-embedding", "t5encoder")
+_MOST_PARAMETERS = 10**15
+
+
+def facts_in_gguf(header: Header, size_bytes: int, modified_utc: float) -> ModelFacts:
+    """What the header of a model's file says. The context is that of its training: the most that can be asked for."""
+    architecture = header.text("general.architecture")
+    is_part = (header.count("split.count") or 1) > 1
+    count = header.count("general.parameter_count") or (0 if is_part else header.parameter_count)
+    length = header.count(f"{architecture}.context_length")
+    file_type = header.values.get("general.file_type")
+    if architecture in _EMBEDDERS or header.count(f"{architecture}.pooling_type"):
+        capabilities = frozenset({"embedding"})
+    else:
+        capabilities = template_capabilities(header.text("tokenizer.chat_template"))
+        if any(key in header.values for key in _FIM_KEYS):
+            capabilities |= {"insert"}
+    return ModelFacts(
+        context_length=length if length is not None and length <= MOST_TOKENS else None,
+        capabilities=capabilities,
+        architecture=architecture,
+        basename=header.text("general.basename") or header.text("general.name"),
+        parameter_count=count if 0 < count <= _MOST_PARAMETERS else None,
+        parameter_size=header.text("general.size_label"),
+        quantization=FILE_TYPES.get(file_type, "") if isinstance(file_type, int) else "",
+        embedding_length=header.count(f"{architecture}.embedding_length"),
+        format="gguf",
+        size_bytes=size_bytes,
+        modified_utc=modified_utc,
+    )

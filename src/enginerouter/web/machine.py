@@ -1,0 +1,22 @@
+"""What a configuration means on this very machine: whose addresses are its own."""
+
+from __future__ import annotations
+
+import psutil
+
+from enginerouter.config.model import Config
+from enginerouter.errors import Problem
+from enginerouter.routing import fences
+
+
+def own_networks() -> list[fences.Network]:
+    """The addresses of this machine, and the networks of its bridges."""
+    interfaces = psutil.net_if_addrs().items()
+    return fences.own_networks([(name, a.address, a.netmask) for name, found in interfaces for a in found])
+
+
+def warnings_here(config: Config) -> list[Problem]:
+    """What the file alone does not tell, and somebody should look at."""
+    own = own_networks()
+    found = (fences.takes_memory_elsewhere(engine, own) for engine in config.engines.values())
+    return [warning for warning in found if warning is not None]

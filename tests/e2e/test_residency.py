@@ -1,0 +1,169 @@
+"""Ollama requests that load and unload, and `keep_alive`, before engines that never heard of either."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import ollama
+import pytest
+from dialect_engines import ENGINES
+from http_servers import OllamaDaemon
+from router_kit import Answer, MakeRouter, RouterUnderTest, chat
+
+from enginerouter.config.engines import Ollama
+from enginerouter.config.model import ApiKey
+from enginerouter.errors import StartFailed
+from enginerouter.swap.phases import Phase
+
+HI = [{"role": "user", "content": "hi"}]
+
+
+async def ask(router: RouterUnderTest, path: str = "/api/generate", **body: Any) -> Answer:
+    return await router.ask(json.dumps({"model": "a", **body}).encode(), path=path)
+
+
+async def serving(make_router: MakeRouter, **more: Any) -> RouterUnderTest:
+    router = await make_router({"a": more, "b": {}})
+    for engine in router.engines.values():
+        engine.server.script = ENGINES["openai"]
+    return router
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("/api/generate", {}, {"response": ""}),
+        ("/api/generate", {"prompt": "", "stream": True}, {"response": ""}),
+        ("/api/chat", {"messages": []}, {"message": {"role": "assistant", "content": ""}}),
+    ],
+)
+async def test_an_empty_prompt_loads(make_router: MakeRouter, path: str, body: Any, said: Any) -> None:
+    router = await serving(make_router)
+    await router.load("b")
+    answer = await ask(router, path, **body)
+    assert answer.header("content-type") == "application/json"
+    assert {k: v for k, v in answer.json.items() if k != "created_at"} == {
+        "model": "a",
+        **said,
+        "done": True,
+        "done_reason": "load",
+    }
+    assert answer.header("x-enginerouter-resolved") == "a/a"
+    assert (router.phase("a"), router.phase("b")) == (Phase.READY, Phase.COLD)
+    assert not router.engines["a"].server.received
+
+
+async def test_empty_embeddings_load_as_well(make_router: MakeRouter) -> None:
+    router = await serving(make_router)
+    assert (await ask(router, "/api/embed", input=[])).json["embeddings"] == []
+    assert router.phase("a") is Phase.READY
+    assert (await ask(router, "/api/embeddings")).json == {"embedding": []}
+
+
+async def test_keep_alive_0_without_a_prompt_unloads(make_router: MakeRouter) -> None:
+    """As Open WebUI's button does."""
+    router = await serving(make_router)
+    await router.load()
+    answer = await ask(router, prompt="", keep_alive=0)
+    assert (answer.status, answer.json["done_reason"]) == (200, "unload")
+    await router.until(lambda: router.phase("a") is Phase.COLD)
+
+
+async def test_unloading_what_is_not_loaded_swaps_nothing(make_router: MakeRouter) -> None:
+    router = await serving(make_router)
+    await router.load("b")
+    assert (await ask(router, keep_alive=0)).json["done_reason"] == "unload"
+    assert (router.phase("b"), router.engines["a"].starts) == (Phase.READY, 0)
+
+
+async def test_an_unknown_model_is_not_found(make_router: MakeRouter) -> None:
+    router = await serving(make_router)
+    answer = await ask(router, model="nobody", keep_alive=0)
+    assert answer.status == 404
+    assert "nobody" in answer.json["error"]
+
+
+async def test_the_sdk_loads_and_unloads(make_router: MakeRouter) -> None:
+    router = await serving(make_router)
+    client = ollama.AsyncClient(router.url, trust_env=False)
+    assert (await client.generate("a")).done_reason == "load"
+    assert (await client.generate("a", keep_alive=0)).done_reason == "unload"
+    await client.close()
+
+
+async def test_a_load_that_fails_says_so(make_router: MakeRouter) -> None:
+    router = await serving(make_router)
+    router.engines["a"].start_error = StartFailed("a", "a has no model file")
+    answer = await ask(router)
+    assert (answer.status, answer.header("x-should-retry")) == (502, "false")
+    assert "a has no model file" in answer.json["error"]
+
+
+async def test_an_ordinary_key_does_not_unload_what_is_pinned(make_router: MakeRouter) -> None:
+    keys = (ApiKey(name="boss", key="boss", admin=True), ApiKey(name="guest", key="guest"))
+    router = await make_router({"a": {"pin": True}}, api_keys=keys)
+    body = b'{"model":"a","keep_alive":0}'
+    guest, boss = ({"Authorization": f"Bearer {name}"} for name in ("guest", "boss"))
+    assert (await router.ask(chat(), headers=guest)).status == 200
+    assert (await router.ask(body, path="/api/generate", headers=guest)).status == 403
+    assert router.phase("a") is Phase.READY
+    assert (await router.ask(body, path="/api/generate", headers=boss)).status == 200
+    await router.until(lambda: router.phase("a") is Phase.COLD)
+
+
+# --- keep_alive beside a prompt
+
+
+async def test_keep_alive_0_frees_the_engine_when_the_answer_is_over(make_router: MakeRouter) -> None:
+    router = await serving(make_router)
+    answer = await ask(router, "/api/chat", messages=HI, stream=False, keep_alive=0)
+    assert answer.status == 200
+    assert "keep_alive" not in router.engines["a"].server.received[0].json
+    await router.until(lambda: router.phase("a") is Phase.COLD)
+
+
+async def test_keep_alive_is_the_idle_time(make_router: MakeRouter) -> None:
+    router = await serving(make_router)
+    await ask(router, "/api/chat", messages=HI, keep_alive="30ms")
+    assert router.phase("a") is Phase.READY
+    await router.until(lambda: router.phase("a") is Phase.COLD)
+
+
+async def test_a_negative_keep_alive_outlasts_the_configured_idle_time_for_this_stay(make_router: MakeRouter) -> None:
+    router = await serving(make_router, idle_unload_s=0.03)
+    await ask(router, "/api/chat", messages=HI, keep_alive=-1)
+    await asyncio.sleep(0.08)
+    assert router.phase("a") is Phase.READY
+    await router.load("b")
+    assert router.phase("a") is Phase.COLD, "it pins nothing"
+    await ask(router, "/api/chat", messages=HI)
+    await router.until(lambda: router.phase("a") is Phase.COLD)
+
+
+async def test_a_keep_alive_that_is_no_duration_is_refused_before_anything_is_loaded(make_router: MakeRouter) -> None:
+    router = await serving(make_router)
+    answer = await ask(router, "/api/chat", messages=HI, keep_alive="soon")
+    assert answer.status == 400
+    assert "'keep_alive' must be a number of seconds" in answer.json["error"]
+    assert router.engines["a"].starts == 0
+
+
+# --- an Ollama daemon
+
+
+async def test_a_daemon_that_is_resident_is_told_itself(make_router: MakeRouter) -> None:
+    """Its other models stay."""
+    daemon = OllamaDaemon("llama3:latest", "phi:3b")
+    await daemon.listen()
+    router = await make_router({}, http=[Ollama(name="o", base_url=daemon.url, systemd_unit=None)])
+    for model in ("llama3", "phi:3b"):
+        assert (await ask(router, "/api/chat", model=model, messages=HI, stream=False)).status == 200
+    answer = await ask(router, model="o/phi:3b", keep_alive=0)
+    assert answer.json == {"model": "phi:3b", "response": "", "done": True, "done_reason": "unload"}
+    await router.idle()
+    assert router.phase("o") is Phase.READY
+    assert daemon.called("POST /api/generate") == [{"model": "phi:3b", "keep_alive": 0}]
+    await router.stop()
+    await daemon.stop()

@@ -1,0 +1,64 @@
+"""What catalogues say of a real llama-server: before it ever ran, while it runs, and after."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from real_kit import RealRouter, Start, until
+
+from llama import ONE_THREAD, model_file, need_llama_server
+
+pytestmark = pytest.mark.real
+
+
+def server(*flags: str) -> dict[str, Any]:
+    command = [need_llama_server(), "-m", str(model_file("red")), "--alias", "red", "--port", "{port}", *flags]
+    return {"type": "generic_process", "start_cmd": [*command, "--no-warmup", *ONE_THREAD]}
+
+
+def entry(router: RealRouter) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(router.get("/v1/models/red"))
+    return found
+
+
+def length(router: RealRouter) -> int | None:
+    return entry(router).get("context_length")
+
+
+def test_the_file_says_what_the_command_line_does_not(start: Start) -> None:
+    router = start({"red": server()})
+    said = json.loads(router.post("/api/show", {"model": "red"}).body)
+    assert (said["model_info"]["llama.context_length"], said["details"]["quantization_level"]) == (8192, "F16")
+    assert said["model_info"]["llama.embedding_length"] == 64
+    assert json.loads(router.get("/props?model=red"))["default_generation_settings"]["n_ctx"] == 8192
+    assert router.phase("red") == "cold"
+
+
+def test_what_the_server_says_of_itself_counts_most_and_is_remembered(start: Start) -> None:
+    router = start({"red": server("-c", "4096", "-np", "2", "--no-kv-unified")})
+    assert length(router) == 4096
+    refused = router.post("/tokenize", {"model": "red", "content": "x"})
+    assert (refused.status, refused.error["code"]) == (409, "not_resident")
+    assert router.phase("red") == "cold"
+
+    router.ask("red")
+    # Two slots that do not share: half of it is what a request may fill.
+    until(lambda: length(router) == 2048, "what the server said of itself")
+    assert entry(router)["status"]["value"] == "loaded"
+    tokens = json.loads(router.post("/tokenize", {"model": "red", "content": "red1 red2"}).body)["tokens"]
+    assert len(tokens) > 1
+    assert "red" in json.loads(router.post("/detokenize", {"model": "red", "tokens": tokens}).body)["content"]
+    templated = router.post("/apply-template", {"model": "red", "messages": [{"role": "user", "content": "hi"}]})
+    assert json.loads(templated.body)["prompt"] == "user: hi\nassistant:"
+    completed = json.loads(router.post("/completion", {"model": "red", "prompt": "x", "n_predict": 3}).body)
+    assert completed["tokens_predicted"] == 3
+    assert json.loads(router.get("/upstream/red/props"))["default_generation_settings"]["n_ctx"] == 2048
+    (running,) = json.loads(router.get("/api/ps"))["models"]
+    assert (running["model"], running["context_length"]) == ("red", 2048)
+
+    router.stop()
+    router.start()
+    assert router.phase("red") == "cold"
+    assert length(router) == 2048
