@@ -34,6 +34,7 @@ def test_an_engine_killed_while_idle_is_started_again_by_the_next_request(start:
     assert_said_by("red", router.ask("red"))
     assert router.engine("red").pid != first.pid
     assert router.metric('engine_crashes_total{engine="red"}') == 1
+    assert router.metric('engine_starts_total{engine="red"}') == 2
 
 
 def test_a_request_in_the_moment_of_a_kill_gets_an_answer_or_an_error_but_no_silence(start: Start) -> None:

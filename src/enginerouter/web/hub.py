@@ -44,7 +44,7 @@ class EventHub:
 
     def __init__(self) -> None:
         self._subscriptions: set[Subscription] = set()
-        self._past: dict[str, deque[Event]] = {}
+        self._past: dict[str, deque[Event | Callable[[], Event]]] = {}
         self.is_closed = False
 
     def __len__(self) -> int:
@@ -57,11 +57,19 @@ class EventHub:
         for subscription in self._subscriptions:
             subscription.put(event)
 
+    def publish_made(self, name: str, make: Callable[[], Event]) -> None:
+        """A remembered event of which there are many: it is made when somebody listens, now or later."""
+        if self._subscriptions:
+            self.publish(make(), is_remembered=True)
+        else:
+            self._past.setdefault(name, deque(maxlen=REMEMBERED)).append(make)
+
     def subscribe(self, may_see: Callable[[Event], bool]) -> Subscription:
         """A context manager: events that `may_see` lets through: the last remembered ones, then all from now on."""
         subscription = Subscription(self, may_see)
         # In the order in which they happened, whatever their names.
-        for event in sorted(chain.from_iterable(self._past.values()), key=lambda event: event.data["at"]):
+        past = [e if isinstance(e, Event) else e() for e in chain.from_iterable(self._past.values())]
+        for event in sorted(past, key=lambda event: event.data["at"]):
             subscription.put(event)
         return subscription
 

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -119,6 +120,7 @@ class Telemetry:
         self._in_flight = registry.histogram("in_flight_at_swap_start", "Requests that a swap had to drain.", COUNTS)
         self._swaps = registry.counter("swap_total", "Swaps and unloads by how they ended.", ("from", "to", "result"))
         self._crashes = registry.counter("engine_crashes_total", "Engines that died while they served.", ("engine",))
+        self._starts = registry.counter("engine_starts_total", "Starts of engines, restarts among them.", ("engine",))
         self._requests = registry.counter(
             "requests_total", "Requests by dialect, target and status.", ("dialect", "requested", "target", "status")
         )
@@ -199,7 +201,9 @@ class Telemetry:
     # --- the observer
 
     def slot_moved(self, slot: SlotId, before: Phase, after: Phase, reason: str) -> None:
-        if after is Phase.CRASHED:
+        if after is Phase.STARTING:
+            self._starts.inc((str(slot),))
+        elif after is Phase.CRASHED:
             self._crashes.inc((str(slot),))
         moved = {"slot": str(slot), "before": before.value, "after": after.value, "reason": reason}
         self.hub.publish(Event("phase", moved, slots=(slot,), admin_only=("reason",)))
@@ -270,7 +274,10 @@ class Telemetry:
             first += f" cache {record.cache},"
         if record.keepalives:
             self._frames.inc(amount=record.keepalives)
-        self.hub.publish(Event("request", request_fields(record, total), names=(record.asked,)), is_remembered=True)
+        if record.error is None:
+            self.hub.publish_made("request", partial(_request_event, record, total, time.time()))
+        else:  # its traceback would keep the request's frames, and so its body
+            self.hub.publish(_request_event(record, total, time.time()), is_remembered=True)
         if not log.isEnabledFor(logging.INFO):
             return
         error = record.error
@@ -323,12 +330,16 @@ def swap_fields(report: SwapReport) -> dict[str, Any]:
     }
 
 
-def request_fields(record: Record, total_s: float) -> dict[str, Any]:
-    """A request that has ended, as `/events` shows it."""
+def _request_event(record: Record, total_s: float, at: float) -> Event:
+    return Event("request", request_fields(record, total_s, at), names=(record.asked,))
+
+
+def request_fields(record: Record, total_s: float, at: float) -> dict[str, Any]:
+    """A request that has ended, as `/events` shows it. `at`: when, in Unix seconds."""
     first = record.first_byte_at
     tok_s = record.tokens_per_s(record.began_at + total_s)
     return {
-        "at": round(time.time(), 3),
+        "at": round(at, 3),
         "id": record.request_id,
         "model": record.asked,
         "target": record.label,
