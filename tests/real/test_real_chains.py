@@ -140,7 +140,7 @@ def test_killed_within_its_answer_the_client_is_told(chained: Chained, far: Else
 def test_one_that_cannot_start_is_gone_past(chained: Chained, far: Elsewhere, is_stream: bool) -> None:
     router = chained("--no-such-flag")
     assert ask(router, is_stream) == ("cloud serves cloud-model", "cloud/cloud-model", "2")
-    assert "start_failed" in router.wait_log("red/red goes on")
+    assert "start_failed" in router.wait_log("goes on past red/red")
 
 
 @BOTH
