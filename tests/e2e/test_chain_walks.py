@@ -653,3 +653,14 @@ async def test_a_providers_refusal_is_logged_without_the_clients_query_and_told_
     assert "cloud answered 401" in caplog.text
     assert "URLSECRET" not in caplog.text
     assert "cloud-key" not in caplog.text
+
+
+async def test_pictures_that_a_text_model_refuses_with_500_close_it_to_nobody(
+    make_router: MakeRouter, far: Boxes
+) -> None:
+    router = await far.router(make_router, chain=("a", "cloud/big"))
+    for _ in range(3):
+        router.a.server.script = refused(500, "image input is not supported - hint: you may need the mmproj")
+        assert (await router.ask(chat("a"))).status == 500
+    saying(router.a.server, None)
+    assert (await router.ask(chat("best"))).header("x-enginerouter-resolved") == "a/a"

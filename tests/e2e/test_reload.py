@@ -107,6 +107,20 @@ async def test_a_removed_engine_ends_its_streams_and_is_stopped(tmp_path: Path):
         assert (await router.said_by("b"))[0]
 
 
+async def test_who_waits_is_served_by_what_its_name_means_after_a_reload(tmp_path: Path):
+    engines = {"a": process(), "b": process()}
+    async with from_file(tmp_path, engines, swap_max_wait_s=60.0, aliases={"mine": "b"}) as router:
+        end = tmp_path / "end"
+        async with router.stream("a", end) as client:
+            waiting = asyncio.create_task(router.ask(chat("mine")))
+            await router.until(lambda: router.router.coordinator.queued == 1)
+            await router.rewrite({"a": process()}, swap_max_wait_s=60.0, aliases={"mine": "a"})
+            answer = await waiting
+            assert (answer.status, answer.header("x-enginerouter-resolved")) == (200, "a/a")
+            end.touch()
+            await client.rest()
+
+
 async def test_who_waits_for_an_engine_that_is_taken_away_is_told_so(tmp_path: Path):
     async with from_file(tmp_path, {"a": process(), "b": process()}, swap_max_wait_s=60.0) as router:
         end = tmp_path / "end"

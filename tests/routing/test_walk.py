@@ -330,3 +330,23 @@ def test_a_circle_and_too_many_hops_are_refused() -> None:
     assert walk.loop_of(("a", "b", "c", "d"), "me") is None
     assert "5 routers" in (walk.loop_of(("a", "b", "c", "d", "e"), "me") or "")
     assert "came back" in (walk.loop_of(("me", "b"), "me") or "")
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("image input is not supported - hint: if this is unexpected, you may need to provide the mmproj", None),
+        ("audio input is not supported", None),
+        ("CUDA error: out of memory", "http_500"),
+        ("this operation is not supported", "http_500"),
+    ],
+)
+def test_a_500_for_a_picture_that_the_model_cannot_take_is_the_callers(message: str, expected: str | None) -> None:
+    """llama.cpp says so with 500; counted, three pictures would send everybody's chats to the next target."""
+    said = {"message": message}
+    given = {"has_our_key": False, "retry_after_s": None, "cool_downs": CoolDowns()}
+    failure = walk.of_answer(500, said, takes_mismatch=False, **given)
+    assert (failure.reason if failure else None) == expected
+    failure = walk.of_answer(500, said, takes_mismatch=True, **given)
+    assert failure is not None
+    assert failure.weight == ("failed" if expected else "none")

@@ -196,6 +196,7 @@ _MISMATCH_TEXT = re.compile(
     r"|(does not|doesn't|not) support|unsupported|no such model|unknown model",
     re.IGNORECASE,
 )
+_NOT_TAKEN = re.compile(r"(image|audio|video) input is not supported", re.IGNORECASE)
 _MODERATED = re.compile(r"moderation|content_policy|content_filter|flagged", re.IGNORECASE)
 
 
@@ -222,7 +223,7 @@ def of_answer(
         return Failure(RATE_LIMITED, "cool_down", status, seconds, is_untouched=True)
     if status == 508:
         return Failure(LOOP, status=status, is_untouched=True)
-    if status == 501 or (status < 500 and _is_mismatch(status, error, words)):
+    if status == 501 or _is_mismatch(status, error, words):
         return Failure("mismatch", status=status, is_untouched=True) if takes_mismatch else None
     if status in (408, 425) or status >= 500:
         return Failure(f"http_{status}", "failed", status, is_untouched=status == 425)
@@ -239,6 +240,8 @@ def _is_about_our_key(status: int, error: Mapping[str, Any], words: set[str]) ->
 def _is_mismatch(status: int, error: Mapping[str, Any], words: set[str]) -> bool:
     if status in (404, 405, 413, 415):
         return True
+    if status == 500:  # llama.cpp's word for a picture or a sound that its model cannot take
+        return bool(_NOT_TAKEN.search(str(error.get("message"))))
     return status in (400, 422) and (
         bool(words & _MISMATCH_WORDS) or bool(_MISMATCH_TEXT.search(str(error.get("message"))))
     )

@@ -40,7 +40,8 @@ def removed(slot_id: SlotId) -> NoLongerConfigured:
 def circuit_open(slot: Slot, now: float) -> StartCircuitOpen:
     wait = slot.circuit.open_until - now
     return StartCircuitOpen(
-        f"{slot.id} failed to start {slot.circuit.failures} times in a row and is left alone for another "
+        f"{slot.id} failed {slot.circuit.failures} times in a row, at its start or within a minute of it, and is left "
+        f"alone for another "
         f"{wait:.0f} s; the last time: {slot.circuit.reason} – POST /admin/reset tries it at once",
         retry_after_s=wait,
     )

@@ -33,9 +33,11 @@ from enginerouter.errors import (
     Forbidden,
     LoopDetected,
     MethodNotAllowed,
+    NoLongerConfigured,
     NotBuilt,
     RouterError,
     Unauthorized,
+    UnknownModel,
     printable,
     retry_after,
 )
@@ -118,7 +120,6 @@ class EdgeCall:
 
     __slots__ = (
         "_edge",
-        "_rules",
         "body",
         "identity",
         "params",
@@ -127,6 +128,7 @@ class EdgeCall:
         "received_at",
         "request",
         "route",
+        "rules",
     )
 
     def __init__(
@@ -141,7 +143,7 @@ class EdgeCall:
         raw_query: str,
     ) -> None:
         self._edge = edge
-        self._rules = rules
+        self.rules = rules
         self.request = request
         self.route = route
         self.params = params
@@ -163,12 +165,12 @@ class EdgeCall:
     async def read_body(self) -> Body:
         """The whole body, read on the first call."""
         if self.body is None:
-            self.body = await read_body(self.request, limits=self._rules.limits, budget=self._edge.budget)
+            self.body = await read_body(self.request, limits=self.rules.limits, budget=self._edge.budget)
         return self.body
 
     def stream_body(self) -> StreamedBody:
         """The body as it arrives, instead of `read_body`: for what is larger than memory."""
-        return StreamedBody(self.request, self._rules.limits)
+        return StreamedBody(self.request, self.rules.limits)
 
 
 class Edge:
@@ -192,7 +194,7 @@ class Edge:
             check_source(request, rules.origins)
             identity = admit(request, rules.keyring, route)
             call = EdgeCall(self, rules, request, route, params, identity, path, query)
-            response = await route.handler(call)
+            response = await self._served(call)
             if not response.prepared:
                 # Here, so that headers which cannot be sent give a 500 and not a silently dead connection.
                 await response.prepare(request)
@@ -210,6 +212,31 @@ class Edge:
         finally:
             if call is not None and call.body is not None:
                 call.body.close()
+
+    async def _served(self, call: EdgeCall) -> web.StreamResponse:
+        """Served by the configuration it came under; if a reload took that away while it waited, by the one now."""
+        try:
+            return await call.route.handler(call)
+        except NoLongerConfigured:
+            again = self._by_new_rules(call)
+            if again is None:
+                raise
+            try:
+                return await again.route.handler(again)
+            except UnknownModel:
+                pass  # what was taken away says more than a name that is unknown now
+            raise
+
+    def _by_new_rules(self, call: EdgeCall) -> EdgeCall | None:
+        """The same request under the rules of now; None if they are the same, or an answer has begun."""
+        rules, request = self.rules, call.request
+        if rules is call.rules or request.writer.output_size > 0:
+            return None
+        route, params = rules.routes.match(request.method, call.raw_path)
+        identity = admit(request, rules.keyring, route)
+        again = EdgeCall(self, rules, request, route, params, identity, call.raw_path, call.raw_query)
+        again.body = call.body
+        return again
 
     def _answer(self, request: EdgeRequest, error: RouterError, identity: Identity) -> web.StreamResponse:
         if request.writer.output_size > 0:

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
 
 import aiohttp
 from aiohttp import ClientResponse, hdrs, web
@@ -115,6 +115,7 @@ class Exchange:
         self._verdict = verdict or around.health.observe(target.engine, target.model_id)
         self._clock: asyncio.Timeout | None = None
         self._retry_after_s: float | None = None
+        self._error: Mapping[str, Any] = {}
         # What was read of the answer already, to see what it is.
         self._seen = b""
         self._client = client or waiting_client(around.keepalive, call, ask, self.progress, around.tasks)
@@ -254,11 +255,11 @@ class Exchange:
             self._clock.reschedule(None)
 
     def _failure_in(self, status: int) -> Failure | None:
-        """What the status of an answer says of its target. The error itself is not looked at: it is on its way."""
+        """What an answer says of its target, by its status and as much of its error as has come."""
         is_refusal = status in (401, 402) and self._around.naming.has_our_key(self._target)
         return walk.of_answer(
             status,
-            {},
+            self._error,
             has_our_key=is_refusal,
             takes_mismatch=False,
             retry_after_s=self._retry_after_s,
@@ -331,11 +332,10 @@ class Exchange:
             length = None
         if length is not None and length <= WHOLE_BYTES and self._clock is None:
             body = await self._read(answer)
-            self._first_byte()
             if answer.status >= 400:
-                body = self._upstream.without_key(body)
-                self._log_refusal(answer, body)
-            elif self._ask.is_responses:
+                body = self._noted(answer, body)
+            self._first_byte()
+            if self._ask.is_responses and answer.status < 400:
                 self._owners.note(body, self._target, self._call.identity.name)
             self._record.usage = usage_said(body)
             if self._question is not None:
@@ -344,6 +344,13 @@ class Exchange:
         await self._client.begin(answer.status, headers, length)
         await self._pump(answer, lease)
         return await self._client.finish()
+
+    def _noted(self, answer: ClientResponse, said: bytes) -> bytes:
+        """Note an error of the engine; what of it goes on to the client."""
+        said = self._upstream.without_key(said)
+        self._error = engine_error_fields(answer.status, said)
+        self._log_refusal(answer, said)
+        return said
 
     def _log_refusal(self, answer: ClientResponse, body: bytes) -> None:
         if log.isEnabledFor(logging.INFO):
@@ -391,10 +398,9 @@ class Exchange:
             chunk = self._seen or await read()
         except (aiohttp.ClientError, ConnectionError) as error:
             raise await self._broken(error) from error
-        self._first_byte()
         if answer.status >= 400:
-            chunk = self._upstream.without_key(chunk)
-            self._log_refusal(answer, chunk)
+            chunk = self._noted(answer, chunk)
+        self._first_byte()
         seen, is_looking = b"", self._ask.is_responses
         first, before, last = chunk, b"", b""
         copy = Copy(self._question, answer) if self._question is not None else None

@@ -101,8 +101,7 @@ class AnyExchange(Exchange):
 
     async def _translated(self, answer: ClientResponse, lease: Lease, translation: Translation) -> web.StreamResponse:
         if answer.status >= 400:
-            body = await self._read(answer, at_most=ERROR_BYTES)
-            self._log_refusal(answer, body)
+            body = self._noted(answer, await self._read(answer, at_most=ERROR_BYTES))
             return await self._refused(Failure(answer.status, engine_error_fields(answer.status, body)), answer)
         self._check_form(answer)
         if translation.asked.wants_stream and answer.content_type in STREAMS:
