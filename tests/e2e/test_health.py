@@ -299,6 +299,10 @@ async def test_one_probe_that_breaks_ends_no_other(
     await router.load("a")
     await router.until(lambda: gets(router.a.server) > 5)
     assert "the probe of b failed in an unexpected way" in caplog.text
+    monkeypatch.undo()
+    asked = gets(router.b.server)
+    await router.until(lambda: gets(router.b.server) > asked + 2)  # the last broken round has been logged
+    caplog.clear()
 
 
 # --- requests
