@@ -45,6 +45,9 @@ class Dialect(Protocol):
     def keepalive(self, text: str, *, has_engine_bytes: bool) -> bytes:
         """A frame that no client takes for a part of the answer. `text` is shown where the dialect has comments."""
 
+    def ends_with(self, events: bytes) -> bool:
+        """Whether an answer is over after these events for clients that take whatever follows for more of it."""
+
     def progress(self, text: str) -> bytes:
         """The opt-in frame that says what is waited for; b"" in a dialect that has no room for one."""
 

@@ -42,6 +42,9 @@ class OpenAI:
         # After an `id:` line a blank one makes an SDK dispatch an empty event, so it is left out once there may be one.
         return f": {text}\n".encode() if has_engine_bytes else f": {text}\n\n".encode()
 
+    def ends_with(self, events: bytes) -> bool:
+        return False  # comments and pings are nothing to any client, wherever they stand
+
     def progress(self, text: str) -> bytes:
         return f"event: model_switching\ndata: {json.dumps({'status': text})}\n\n".encode()
 

@@ -80,7 +80,7 @@ async def _serve(config: Config, output: CollectingHandler) -> int:
 
 
 def _collect_less() -> None:
-    """What is here now stays: looked at for garbage again and again, it costs 2 to 3 % of a small request (measured)."""
+    """What is here now stays: looking at it for garbage again and again costs 2 to 3 % of a small request."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER, 10, 10)
