@@ -62,3 +62,11 @@ def test_what_the_server_says_of_itself_counts_most_and_is_remembered(start: Sta
     router.start()
     assert router.phase("red") == "cold"
     assert length(router) == 2048
+
+
+def test_a_server_of_embeddings_is_not_offered_for_chats_before_and_after_it_ran(start: Start) -> None:
+    router = start({"red": server("--embeddings", "--pooling", "mean", "-c", "4096", "-np", "2", "--no-kv-unified")})
+    assert entry(router)["capabilities"] == ["embedding"]
+    assert router.post("/v1/embeddings", {"model": "red", "input": "x"}).status == 200
+    until(lambda: length(router) == 2048, "what the server said of itself")
+    assert entry(router)["capabilities"] == ["embedding"], "its template is one for chats"

@@ -79,11 +79,13 @@ class Knowledge:
     def facts_of(self, target: Target) -> ModelFacts:
         """What is known of a target."""
         how = self._launched.get(target.slot)
-        said = (_configured(self._models.get(target.model_id)), self._naming.said_of(target))
+        configured, listed = _configured(self._models.get(target.model_id)), self._naming.said_of(target)
         if how is None:
-            return known(*said)
+            return known(configured, listed)
         of_file = self._files.of(how.file) if how.file is not None else None
-        return known(*said, self._learned.of(target.slot, how.digest), how.command.facts, of_file)
+        learned, command = self._learned.of(target.slot, how.digest), how.command.facts
+        # What flags leave a model to do counts more than what it could: an embedder's template is one for chats.
+        return known(configured, ModelFacts(capabilities=command.capabilities), listed, learned, command, of_file)
 
     # --- the parts
 
