@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import ollama
 import pytest
 from engine_server import ok
@@ -97,6 +98,16 @@ async def test_the_probes_of_open_webui(box: RouterUnderTest, daemon: OllamaDaem
     assert (await box.get("/api/ps")).json == {"models": []}
     listed = typed(await box.get("/v1/models"), "application/json")
     assert [m["id"] for m in listed["data"]] == expected
+    nothing_was_started(box, daemon)
+
+
+async def test_the_list_of_models_is_anthropic_s_too(box: RouterUnderTest, daemon: OllamaDaemon) -> None:
+    http = anthropic.DefaultAsyncHttpxClient(verify=False, trust_env=False)
+    async with anthropic.AsyncAnthropic(base_url=box.url, api_key="-", http_client=http) as client:
+        listed = [model async for model in client.models.list(limit=2)]
+        one = await client.models.retrieve("coder")
+    assert [(m.id, m.type) for m in listed][:2] == [("coder", "model"), ("eyes", "model")]
+    assert (one.display_name, one.created_at.tzinfo is not None) == ("Coder 30B", True)
     nothing_was_started(box, daemon)
 
 

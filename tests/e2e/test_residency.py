@@ -9,7 +9,7 @@ from typing import Any
 import ollama
 import pytest
 from dialect_engines import ENGINES
-from http_servers import OllamaDaemon
+from http_servers import OllamaDaemon, say
 from router_kit import Answer, MakeRouter, RouterUnderTest, chat
 
 from enginerouter.config.engines import Ollama
@@ -53,6 +53,15 @@ async def test_an_empty_prompt_loads(make_router: MakeRouter, path: str, body: A
     assert answer.header("x-enginerouter-resolved") == "a/a"
     assert (router.phase("a"), router.phase("b")) == (Phase.READY, Phase.COLD)
     assert not router.engines["a"].server.received
+
+
+@pytest.mark.parametrize("body", [{"model": ""}, {"model": "", "keep_alive": 0}, {"messages": HI, "stream": False}])
+async def test_who_names_no_model_hears_which_one_it_was(make_router: MakeRouter, body: dict[str, Any]) -> None:
+    router = await serving(make_router)
+    await router.load("b")
+    router.engines["b"].server.script = say({"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}]})
+    answer = await router.ask(json.dumps(body).encode(), path="/api/chat")
+    assert (answer.status, answer.json["model"]) == (200, "b")
 
 
 async def test_empty_embeddings_load_as_well(make_router: MakeRouter) -> None:

@@ -115,7 +115,9 @@ def _answer(
     words = _reply(name, prompt)
     if body.get("ignore_eos") is True and limit is not None:  # as llama.cpp and vLLM have it
         if limit > MOST_TOKENS:
-            raise Refused(400, f"with 'ignore_eos' the limit on tokens must be at most {MOST_TOKENS}.", param="max_tokens")
+            raise Refused(
+                400, f"with 'ignore_eos' the limit on tokens must be at most {MOST_TOKENS}.", param="max_tokens"
+            )
         words = list(itertools.islice(itertools.cycle([" " + w.strip() for w in words]), limit))
         words[0] = words[0].strip()
     is_cut = limit is not None and (limit < len(words) or body.get("ignore_eos") is True)
