@@ -107,6 +107,21 @@ async def test_an_engine_gets_a_request_of_its_own_dialect(make_router: MakeRout
     assert answer.body.startswith(b"event: message_start\n")
 
 
+@pytest.mark.parametrize(("command", "path"), [("llama-server", "/infill"), ("mlx_lm.server", "/v1/completions")])
+async def test_a_gap_is_filled_by_the_path_that_looks_at_what_follows(
+    make_router: MakeRouter, command: str, path: str
+) -> None:
+    router = await make_router({"a": {"start_cmd": (command,)}})
+    router.engines["a"].server.script = sse(b'data: {"content": "b", "stop": true, "stop_type": "eos"}\n\n')
+    body = json.dumps({"model": "a", "prompt": "a", "suffix": "c"}).encode()
+    answer = await router.ask(body, path="/api/generate")
+    [received] = router.engines["a"].server.received
+    assert received.target == path
+    assert "c" in (received.json.get("suffix"), received.json.get("input_suffix"))
+    if path == "/infill":
+        assert [(line["response"], line["done"]) for line in lines(answer)] == [("b", False), ("", True)]
+
+
 async def test_headers_that_are_given_twice_are_no_trouble(make_router: MakeRouter) -> None:
     router = await serving(make_router, "openai")
     twice = {"anthropic-beta": "a", "Anthropic-Beta": "b", "Accept": "x/y", "accept": "z/z"}

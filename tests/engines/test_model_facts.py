@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enginerouter.engines.launch_facts import facts_in_command
+from enginerouter.engines.launch_facts import facts_in_command, is_llamacpp
 from enginerouter.engines.model_facts import ASSUMED, ModelFacts, common, known
 from enginerouter.engines.said_facts import facts_in_entry, facts_in_props, facts_in_show
 
@@ -139,6 +139,20 @@ def test_what_a_command_line_says_besides() -> None:
     assert facts_in_command(["vllm", "serve", "m"]).facts.all_capabilities == ("completion",)
     with_tools = facts_in_command(["/opt/bin/vllm", "serve", "m", "--enable-auto-tool-choice"])
     assert with_tools.facts.all_capabilities == ("completion", "tools")
+
+
+@pytest.mark.parametrize(
+    ("command", "is_one"),
+    [
+        ("llama-server -m x.gguf", True),
+        ("nice -n 5 /opt/llama.cpp/build/bin/llama-server-cuda -m x.gguf", True),
+        ("docker run --rm ghcr.io/ggml-org/llama.cpp:server -m /m/x.gguf", True),
+        ("python /opt/llama.cpp/tools/other.py", False),
+        ("vllm serve m", False),
+    ],
+)
+def test_a_llama_cpp_is_known_by_its_command(command: str, is_one: bool) -> None:
+    assert is_llamacpp(command.split()) is is_one
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,11 @@ def facts_in_command(argv: Sequence[str]) -> Command:
     )
 
 
+def is_llamacpp(argv: Sequence[str]) -> bool:
+    """Whether a command launches llama.cpp's server, by itself or as an image of a container."""
+    return any(Path(word).name.startswith("llama-server") or "llama.cpp:" in word for word in argv)
+
+
 def _is_vllm(argv: Sequence[str]) -> bool:
     return any(Path(word).name == "vllm" or word.startswith("vllm.entrypoints") for word in argv[:4])
 
