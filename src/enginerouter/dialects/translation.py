@@ -62,8 +62,8 @@ def plan(
     """How to serve this request from an engine that speaks these dialects; None if it passes through as it is.
 
     `answer_id` becomes a part of the ids in the answer: letters, digits and `_`, unique to the request. `is_strict`: an
-    engine that refuses fields OpenAI does not have; `has_infill`: it is a llama.cpp. Raises BadRequest for what cannot be said in the engine's dialect,
-    NotBuilt for a path that has no twin there.
+    engine that refuses fields OpenAI does not have; `has_infill`: it is a llama.cpp. Raises BadRequest for what cannot
+    be said in the engine's dialect, NotBuilt for a path that has no twin there.
     """
     if client.name in engine_api:
         return None
