@@ -282,7 +282,14 @@ class Surface:
         yield from (Route(method, path, handler, access) for method, path, handler, access in rows)
         yield from catalog_routes(catalog)
         yield from management_routes(self._management())
-        extras = Extras(naming, lasting.coordinator, lasting.telemetry, self._upstreams, lasting.addresses)
+        extras = Extras(
+            naming,
+            lasting.coordinator,
+            lasting.telemetry,
+            self._upstreams,
+            lasting.addresses,
+            allows_destructive=config.allow_destructive_ollama_api,
+        )
         yield from extra_routes(extras, inference)
 
     def _management(self) -> OllamaManagement:
