@@ -8,7 +8,7 @@ from enginerouter.errors import BadRequest, printable
 # Fields that have a place elsewhere in the hub, or mean something only to Anthropic's own servers.
 _TAKEN = {"system", "messages", "tools", "tool_choice", "stop_sequences", "thinking", "output_config", "metadata",
           "service_tier", "container", "cache_control", "speed", "diagnostics", "inference_geo", "context_management",
-          "mcp_servers", "betas", "stream", "max_tokens"}  # fmt: skip
+          "mcp_servers", "betas", "stream", "max_tokens", "output_format"}  # fmt: skip
 # Claude Code's own, and different in each request: it would spoil the engine's prompt cache.
 _BILLING = "x-anthropic-billing-header"
 _PART = tuple[str, Json]
@@ -129,8 +129,11 @@ def _add_thinking(hub: Json, body: Json, *, is_strict: bool) -> None:
     output = optional(body, "output_config", dict) or {}
     if effort := optional(output, "effort", str, "output_config."):
         hub["reasoning_effort"] = effort
-    if form := optional(output, "format", dict, "output_config."):
-        schema = needed(form, "schema", dict, "output_config.format.")
+    place, form = "output_config.format.", optional(output, "format", dict, "output_config.")
+    if form is None:
+        place, form = "output_format.", optional(body, "output_format", dict)  # its older place
+    if form:
+        schema = needed(form, "schema", dict, place)
         json_schema = {"name": "schema", "schema": schema, "strict": True}
         hub["response_format"] = {"type": "json_schema", "json_schema": json_schema}
     thinking = optional(body, "thinking", dict)
