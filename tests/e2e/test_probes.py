@@ -85,6 +85,19 @@ def typed(answer: Answer, kind: str) -> Any:
     return answer.json
 
 
+async def test_no_get_of_the_whole_table_starts_an_engine(box: RouterUnderTest, daemon: OllamaDaemon) -> None:
+    filled = {"{id}": "resp_1", "{id...}": "coder", "{engine}": "llama", "{path*}": "v1/models", "{digest}": "sha256:x"}
+    paths = [r.path for r in box.router.routes.rows if r.method == "GET" and r.path != "/events"]
+    assert len(paths) > 20
+    for path in paths:
+        for name, value in filled.items():
+            path = path.replace(name, value)
+        for method in ("GET", "HEAD"):
+            answer = await box.ask(path=f"{path}?model=coder", method=method)
+            assert answer.status in (200, 400, 404, 409), (method, path)
+    nothing_was_started(box, daemon)
+
+
 # --- the clients
 
 
