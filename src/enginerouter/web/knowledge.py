@@ -119,7 +119,7 @@ class Knowledge:
         slot = self._coordinator.slots.get(at)
         if slot is None:
             return entry
-        idle_s, expires_utc = slot.spec.idle_unload_s, None
+        idle_s, expires_utc = slot.idle_unload_s, None
         if idle_s is not None and not slot.is_busy:
             expires_utc = time.time() + max(0.0, slot.active_at + idle_s - time.monotonic())
         return replace(entry, held_bytes=slot.learned.held_bytes, expires_utc=expires_utc)
