@@ -147,6 +147,14 @@ def first_choice(said: Json) -> Json:
     return choices[0]
 
 
+def words_of(message: Json) -> str:
+    """What a message or delta says: a string, or the texts among its parts; else why nothing is said."""
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(text_of(part.get("text")) for part in dicts_of(content))
+    return text_of(content) or text_of(message.get("refusal"))
+
+
 def thinking_of(message: Json) -> str:
     """What the model thought, under either key; some engines write both."""
     return text_of(message.get("reasoning_content")) or text_of(message.get("reasoning"))

@@ -78,7 +78,15 @@ class Explain:
         engine = self._upstreams[target.engine]
         sent_path, body = path, asked
         try:
-            translation = plan(dialect_of(path), path, asked, engine.dialects, answer_id="", is_strict=engine.is_strict)
+            translation = plan(
+                dialect_of(path),
+                path,
+                asked,
+                engine.dialects,
+                answer_id="",
+                is_strict=engine.is_strict,
+                has_infill=engine.has_infill,
+            )
             if translation is not None:
                 sent_path, body = translation.path, translation.body
         except (BadRequest, NotBuilt) as refused:

@@ -6,6 +6,7 @@ from aiohttp import web
 from multidict import istr
 
 from enginerouter.dialects.anthropic import estimated_tokens
+from enginerouter.dialects.anthropic_requests import check_prompt
 from enginerouter.dialects.ollama import residency_asked
 from enginerouter.dialects.translation import OLLAMA, dialect_of
 from enginerouter.errors import LoopDetected
@@ -88,6 +89,7 @@ class Inference:
             record.asked = ask.model or ""
             target = one_target(await self._route(call, ask), self._naming, self._around, call)
             record.name(target)
+            check_prompt(ask.json)
             count = await counted(self._around, call, ask, target, is_remote=self._naming.is_remote(target))
             headers = {RESOLVED: target.label}
             if count is None:

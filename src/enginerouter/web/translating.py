@@ -52,7 +52,13 @@ class AnyExchange(Exchange):
         ask, upstream = self._ask, self._upstream
         if ask.dialect.name not in upstream.dialects:
             answer_id = _NOT_IN_AN_ID.sub("_", self._call.request_id)
-            self._translation = await ask.translation_for(upstream.dialects, answer_id, is_strict=upstream.is_strict)
+            translation = await ask.translation_for(
+                upstream.dialects, answer_id, is_strict=upstream.is_strict, has_infill=upstream.has_infill
+            )
+            if not translation.asked.model:
+                # Said in the answer where the engine does not say who it is.
+                translation = replace(translation, asked=replace(translation.asked, model=self._target.model_id))
+            self._translation = translation
             if ask.dialect is OLLAMA:
                 self._keep_s = keep_alive_s(ask.json.get("keep_alive"))
 
