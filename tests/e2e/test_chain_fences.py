@@ -113,3 +113,57 @@ async def test_an_operator_may_name_a_chain_and_means_what_is_on_this_machine(
 async def test_a_chain_is_the_default_model(make_router: MakeRouter, far: Boxes) -> None:
     router = await far.router(make_router, chain=("lxc/small", "a"), settings={"default_model": "best"})
     assert (await router.ask(chat(None))).text == "lxc serves small"
+
+
+async def test_no_list_and_no_answer_names_what_is_fenced(make_router: MakeRouter, far: Boxes) -> None:
+    router = await far.router(make_router, settings={"api_keys": KEYS})
+    await router.ask(chat("big"), headers=BOSS)
+    for path in ("/models/available", "/models/status", "/v1/models/bi", "/props?model=bi", "/v1/health"):
+        seen = (await router.get(path, **HOME)).body
+        assert b"big" not in seen, path
+        assert b"cloud" not in seen, path
+    for path in ("/v1/chat/completions", "/v1/messages", "/api/chat", "/api/show", "/tokenize", "/admin/explain"):
+        misspelt = await router.ask(chat("bigg"), path=path, headers=HOME)
+        assert (misspelt.status, b"'big'" in misspelt.body) == (404, False), path
+        refused_ = await router.ask(chat("big"), path=path, headers=HOME)
+        assert (refused_.status, b"cloud" in refused_.body) == (404 if path == "/api/show" else 403, False), path
+    assert b"'big'" in (await router.ask(chat("bigg"), headers=BOSS)).body
+    assert len(far.cloud.received) == 1
+
+
+async def test_models_that_a_daemon_only_passes_on_are_in_no_list(
+    make_router: MakeRouter, daemon: OllamaDaemon
+) -> None:
+    router = await with_daemon(make_router, daemon, api_keys=KEYS)
+    await router.get("/v1/models", **HOME)
+    for path in ("/models/available", "/status", "/v1/health", "/v1/models", "/api/tags", "/api/v1/models"):
+        seen = (await router.get(path, **HOME)).body
+        assert CLOUD_MODEL.encode() not in seen, path
+        assert path == "/v1/health" or b"llama3" in seen, path
+    assert CLOUD_MODEL.encode() in (await router.get("/status", **BOSS)).body
+
+
+async def test_a_key_that_may_not_leave_does_not_hear_of_requests_that_did(
+    make_router: MakeRouter, far: Boxes, daemon: OllamaDaemon
+) -> None:
+    http = [*far.engines(), Ollama(name="ollama", base_url=daemon.url)]
+    router = await make_router(("a",), http=http, api_keys=KEYS)
+    async with router.client() as client:
+        await client.send("GET", "/events", headers=HOME)
+        await client.head()
+        await client.until(b"event: status")
+        for model in ("big", CLOUD_MODEL, "a"):
+            await router.ask(chat(model), headers=BOSS)
+        seen = await client.until(b'"target": "a/a"')
+    assert b"cloud" not in seen
+    assert b"big" not in seen
+
+
+async def test_without_a_model_nothing_leaves_the_machine(make_router: MakeRouter, far: Boxes) -> None:
+    router = await far.router(make_router)
+    failed = await router.ask(chat(None))
+    assert (failed.status, failed.error["code"]) == (400, "invalid_request")
+    await router.load("a")
+    assert (await router.ask(chat("big"))).status == 200
+    assert (await router.ask(chat(None))).text == "a serves a"
+    assert (await router.get("/models/status")).json["active"] == "a"

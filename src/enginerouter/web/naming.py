@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 
 from enginerouter.config.model import Alias, EngineSettings
 from enginerouter.engines.discovery import Discovery
 from enginerouter.engines.loaded import Listing
 from enginerouter.engines.model_facts import ModelFacts
-from enginerouter.errors import Forbidden, UnknownModel
+from enginerouter.errors import Forbidden, UnknownModel, printable
 from enginerouter.routing import fences
 from enginerouter.routing.directory import Directory, Listed, respelt
 from enginerouter.routing.target import Chain, Route, Target
@@ -62,7 +63,7 @@ class Naming:
         try:
             route = self.directory.route(name, identity.may_name, resident)
         except UnknownModel as unknown:
-            route = await self._ask_engines(name or unknown.model, identity, unknown)
+            route = await self._ask_engines(name or unknown.model, identity)
         if isinstance(route, Target):
             if (route.stays_local or not identity.may_use_remote) and self.is_fenced(route, identity):
                 raise _beyond_fence(route)
@@ -89,28 +90,49 @@ class Naming:
         return next((t for t in usable if not self.is_remote(t)), usable[0])
 
     def resident(self) -> SlotId | None:
-        """What serves a request without a model, where no default is configured: the slot that was last in use."""
-        ready = [s for s in self._coordinator.slots.values() if s.phase is Phase.READY]
-        return max(ready, key=lambda s: s.active_at).id if ready else None
+        """What serves a request without a model, where no default is configured: the slot here that was last in use.
+
+        One that holds memory before one that is always there; never what is on another machine, which nobody named.
+        """
+        ready = [s for s in self._coordinator.slots.values() if s.phase is Phase.READY and self.is_here(s.id)]
+        return max(ready, key=lambda s: (s.spec.holds_memory, s.active_at)).id if ready else None
+
+    def is_here(self, slot: SlotId) -> bool:
+        """Whether its engine is one of this machine."""
+        return slot.engine not in self._remote
 
     def is_fenced(self, target: Target, identity: Identity) -> bool:
         """Whether a request of this key for the target would leave the machine and may not."""
         return (target.stays_local or not identity.may_use_remote) and self.is_remote(target)
 
-    async def _ask_engines(self, name: str, identity: Identity, unknown: UnknownModel) -> Route:
+    async def _ask_engines(self, name: str, identity: Identity) -> Route:
         """Engines may have a model by now that they had not when they were asked last."""
         discovery = self._discovery
         if discovery is None:
-            raise unknown
+            raise self._unknown(name, identity)
         if await discovery.freshen(PATIENCE_S):
-            try:
+            with suppress(UnknownModel):
                 return self.directory.route(name, identity.may_name, nothing_resident)
-            except UnknownModel as still:
-                unknown = still
         asked = self.directory.asked_of(name)
         if asked is not None and identity.may_name(name) and (failure := discovery.failure_of(asked)) is not None:
             raise failure
-        raise unknown
+        raise self._unknown(name, identity)
+
+    def _unknown(self, name: str, identity: Identity) -> UnknownModel:
+        """What is suggested instead is what this key may use."""
+        names = self.directory.suggestions(identity.may_name)
+        if not identity.may_use_remote:
+            names = [name for name in names if self._is_within(name, identity)]
+        return UnknownModel(name, names)
+
+    def _is_within(self, name: str, identity: Identity) -> bool:
+        """Whether a name leads to anything that is not fenced from this key."""
+        try:
+            route = self.directory.route(name, anything, nothing_resident)
+        except UnknownModel:
+            return False
+        targets = (route,) if isinstance(route, Target) else route.targets
+        return any(not self.is_fenced(t, identity) for t in targets)
 
     def is_unconfigured(self, target: Target) -> bool:
         """Whether its engine lacks the key that it was configured to have."""
@@ -163,6 +185,20 @@ class Naming:
             return self.may_know_engine(engine, identity)
         return isinstance(route, Target) and not self.is_fenced(route, identity)
 
+    def may_know_target(self, label: str, identity: Identity) -> bool:
+        """Whether a key may hear that `engine/model` served somebody: not from beyond its fence."""
+        engine, _, model = label.partition("/")
+        if identity.may_use_remote or engine not in self._engines:
+            return True
+        target = self.target_of(label)
+        if target is not None:
+            return not self.is_fenced(target, identity)
+        return self.may_know_engine(engine, identity) and not fences.is_cloud_model(self._engines[engine], model, ())
+
+    def models_of(self, slot: SlotId, identity: Identity) -> list[str]:
+        """The models of a slot that a key may use, by their ids."""
+        return [m for m in self.directory.models_of(slot, identity.may_name) if self._is_within(m, identity)]
+
     # --- catalogues
 
     async def listed(self, identity: Identity) -> list[Listed]:
@@ -184,10 +220,13 @@ class Naming:
 
     async def find(self, name: str, identity: Identity) -> Listed:
         """One entry, by any name that requests may use. Raises what `Directory.resolve` raises."""
-        listed = await self.listed(identity)
-        found = self.directory.find(name, identity.may_name)
+        await self.listed(identity)
+        try:
+            found = self.directory.find(name, identity.may_name)
+        except UnknownModel:
+            raise self._unknown(name, identity) from None
         if not self._may_see(found, identity):
-            raise UnknownModel(name, [m.id for m in listed])
+            raise self._unknown(name, identity)
         return found
 
     def _may_see(self, model: Listed, identity: Identity) -> bool:
@@ -201,4 +240,6 @@ class Naming:
 def _beyond_fence(target: Target) -> Forbidden:
     if target.stays_local:
         return Forbidden(f"{target.asked!r} must not leave this machine (local_only), and {target.label} would")
-    return Forbidden(f"this key may not use engines of other machines, and {target.label} is one")
+    return Forbidden(
+        f"this key may not use engines of other machines, and {printable(target.asked)!r} is served by one"
+    )
