@@ -116,7 +116,7 @@ class HeldByOther(BadRequest):
 
 
 class TooLarge(BadRequest):
-    """The body is above `max_body_mib`, or all waiting bodies above `max_buffered_mib`."""
+    """The body alone is above `max_body_mib`, or above what `max_buffered_mib` allows for all that wait."""
 
     status = 413
     code = "request_too_large"
