@@ -308,6 +308,12 @@ class NoHealthyTarget(EngineUnavailable):
         return {"attempts": list(self.attempts)}
 
 
+class NoFittingTarget(NoHealthyTarget):
+    """A chain with nothing left, and no target of it could have answered this request a moment later either."""
+
+    is_retryable = False
+
+
 class LoopDetected(RouterError):
     """The request has been here before, or went through too many routers."""
 

@@ -19,6 +19,7 @@ from enginerouter.errors import (
     Held,
     KeyRefused,
     LeaseCut,
+    NoFittingTarget,
     NoHealthyTarget,
     Pinned,
     PortTaken,
@@ -273,7 +274,9 @@ def left(*reasons: str, unknown: tuple[str, ...] = (), names_fenced: bool = Fals
         (("key_refused", "fenced"), KeyRefused),
         (("key_refused", "http_500"), NoHealthyTarget),
         (("fenced", "http_500"), NoHealthyTarget),
-        (("unconfigured",), NoHealthyTarget),
+        (("unconfigured",), NoFittingTarget),
+        (("mismatch", "fenced"), NoFittingTarget),
+        (("mismatch", "rate_limited"), NoHealthyTarget),
         ((), NoHealthyTarget),
     ],
 )

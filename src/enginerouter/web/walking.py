@@ -98,7 +98,7 @@ class Try(AnyExchange):
         except (BadRequest, NotBuilt) as error:
             if self._chain.alias.on_mismatch != "next":
                 raise
-            failure = Failure("mismatch", status=error.status, is_untouched=True)
+            failure = Failure(walk.MISMATCH, status=error.status, is_untouched=True)
             raise NoAnswer(self._target.engine, error.message, failure) from error
 
     # --- the wait
