@@ -293,7 +293,14 @@ async def test_a_rate_limit_is_a_time_to_be_left_alone_not_a_death(make_router: 
 
 @pytest.mark.parametrize(
     ("status", "more"),
-    [(401, {}), (402, {}), (403, {}), (429, {"code": "insufficient_quota"})],
+    [
+        (401, {}),
+        (402, {}),
+        (403, {}),
+        (429, {"code": "insufficient_quota"}),
+        (400, {"message": "API key not valid. Please pass a valid API key."}),
+        (400, {"message": "Your credit balance is too low to access the Anthropic API."}),
+    ],
 )
 async def test_what_refuses_the_operators_key_goes_on_and_is_left_alone(
     make_router: MakeRouter, far: Boxes, status: int, more: dict[str, Any], caplog: pytest.LogCaptureFixture

@@ -202,6 +202,9 @@ _MISMATCH_TEXT = re.compile(
     re.IGNORECASE,
 )
 _NOT_TAKEN = re.compile(r"(image|audio|video) input is not supported", re.IGNORECASE)
+_OUR_KEY_WORDS = frozenset({"insufficient_quota", "invalid_api_key", "billing_hard_limit_reached"})
+# Gemini says 400 of a key that it does not know, and Anthropic of an account without credit.
+_OUR_KEY_TEXT = re.compile(r"api key (is )?(not valid|invalid|expired)|credit balance is too low", re.IGNORECASE)
 _MODERATED = re.compile(r"moderation|content_policy|content_filter|flagged", re.IGNORECASE)
 
 
@@ -236,8 +239,10 @@ def of_answer(
 
 
 def _is_about_our_key(status: int, error: Mapping[str, Any], words: set[str]) -> bool:
-    if "insufficient_quota" in words or status in (401, 402):
+    if words & _OUR_KEY_WORDS or status in (401, 402):
         return True
+    if status == 400:
+        return bool(_OUR_KEY_TEXT.search(str(error.get("message"))))
     # Providers use 403 for refused content as well, which is the caller's.
     return status == 403 and not _MODERATED.search(f"{words} {error.get('message')} {error.get('metadata')}")
 
