@@ -493,6 +493,19 @@ async def test_reset_closes_the_circuits_of_what_is_named(
         assert router.router.health.state(engine, model).is_passed_over == (label not in closed)
 
 
+async def test_reset_of_a_chain_at_one_engine_leaves_its_other_targets(
+    make_router: MakeRouter, provider: Probed
+) -> None:
+    chain = {"smart": {"chain": ("a", "big")}}
+    router = await make_router(("a", "b"), http=[cloud(provider)], aliases=chain)
+    await opened(router, ("a", "a"), ("cloud", "big"))
+    answer = await router.ask(b'{"model": "smart", "engine": "cloud"}', path="/admin/reset")
+    assert answer.json == {"reset": ["cloud"], "circuits": ["cloud/big"]}
+    for wrong in (b'{"model": "smart", "engine": "b"}', b'{"modle": "smart"}', b'{"model": 5}', b'{"engine": [1]}'):
+        assert (await router.ask(wrong, path="/admin/reset")).status == 400, wrong
+    assert (await health_of(router, "a"))["models"]["a"]["circuit"] == "open"
+
+
 async def test_reset_lets_what_probes_opened_be_tried_at_once(make_router: MakeRouter, provider: Probed) -> None:
     provider.probe_status = 503
     router = await make_router((), http=[cloud(provider)], health=Health(probe_interval_s=0.3))

@@ -190,14 +190,15 @@ class Control:
 
     async def reset(self, call: EdgeCall) -> web.StreamResponse:
         """Close start and health circuits of what is named, or of everything; free once more what would not go."""
-        asked = await _asked(call)
-        slots = await self._named(asked, call.identity) if asked else list(self._coordinator.slots)
-        if "model" in asked:
-            targets = await self._targets(asked["model"], asked.get("engine"), call.identity)
+        asked = await self._object(call, {"engine", "model"})
+        model, engine = asked.get("model"), asked.get("engine")
+        if isinstance(model, str) and isinstance(engine, str | None):
+            targets = await self._targets(model, engine, call.identity)
             slots = list(dict.fromkeys(t.slot for t in targets))
             closed = [key for t in targets for key in self._health.reset(t.engine, t.model_id)]
         else:
-            closed = self._health.reset(asked.get("engine"))
+            slots = await self._named(asked, call.identity) if asked else list(self._coordinator.slots)
+            closed = self._health.reset(engine)
         for slot in slots:
             self._coordinator.reset(slot)
         circuits = [engine if model is None else f"{engine}/{model}" for engine, model in closed]
@@ -207,7 +208,11 @@ class Control:
         """What a name leads to; of a chain all its targets, or those of one engine."""
         route = await self._naming.route(model, identity)
         targets = [route] if isinstance(route, Target) else route.targets
-        return [t for t in targets if engine in (None, t.engine) and not self._naming.is_fenced(t, identity)]
+        found = [t for t in targets if engine in (None, t.engine) and not self._naming.is_fenced(t, identity)]
+        if not found and engine is not None:
+            known = " and ".join(dict.fromkeys(repr(t.engine) for t in targets))
+            raise BadRequest(f"model {printable(model)!r} belongs to {known}, not to engine {printable(engine)!r}")
+        return found
 
     # --- the routes of the sidecar that profiles come from
 
