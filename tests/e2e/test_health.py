@@ -460,6 +460,16 @@ async def test_names_that_clients_make_up_are_no_labels(make_router: MakeRouter,
     assert 'enginerouter_health_transitions_total{provider="cloud",to="open"} 1' in text
 
 
+async def test_an_engine_that_failed_and_was_then_stopped_is_not_called_unhealthy(make_router: MakeRouter) -> None:
+    router = await make_router(("a", "b"))
+    await router.load("a")
+    await opened(router, ("a", "a"))
+    assert (await health_of(router, "a"))["status"] == "unhealthy"
+    await router.load("b")
+    assert (await health_of(router, "a"))["status"] == "degraded"  # its circuit is open still
+    assert await metric(router, 'provider_healthy{provider="a"}') == "0.5"
+
+
 # --- an operator's word
 
 
