@@ -186,3 +186,15 @@ def test_check_warns_of_a_server_elsewhere_that_evicts_engines_here(
         file.write_text(f"engines: {{near: {{type: ollama, base_url: 'http://{near}:11434'}}}}")
         assert check(file) == 0
         assert "not this machine" not in capsys.readouterr().err
+
+
+def test_check_warns_of_a_name_that_fences_keep_out_in_doubt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    safe = "aliases: {safe: {chain: [near/m], local_only: true}}"
+    cases = (("ollama", "", safe, True), ("ollama", "", "", False), ("ollama", ", trust_local: true", safe, False))
+    for host, more, fence, is_warned in (*cases, ("localhost", "", safe, False)):
+        file.write_text(f"engines: {{near: {{type: ollama, base_url: 'http://{host}:11434'{more}}}}}\n{fence}\n")
+        assert check(file) == 0
+        assert ("ollama may be another machine" in capsys.readouterr().err) is is_warned

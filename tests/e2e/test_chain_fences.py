@@ -167,3 +167,15 @@ async def test_without_a_model_nothing_leaves_the_machine(make_router: MakeRoute
     assert (await router.ask(chat("big"))).status == 200
     assert (await router.ask(chat(None))).text == "a serves a"
     assert (await router.get("/models/status")).json["active"] == "a"
+
+
+async def test_what_must_stay_here_does_not_go_to_a_box_of_the_network(make_router: MakeRouter) -> None:
+    box = Ollama(name="box", base_url="http://gpu-box:11434")
+    chain = {"safe": {"chain": ("box/m", "a"), "local_only": True}, "usual": {"chain": ("box/m", "a")}}
+    router = await make_router(("a",), http=[box], aliases=chain, api_keys=KEYS)
+    for name, key in (("safe", BOSS), ("usual", HOME)):
+        answer = await router.ask(chat(name), headers=key)
+        assert (answer.header("x-enginerouter-attempts"), answer.text) == ("1", "a serves a")
+    router.a.server.script = refused(500)
+    assert reasons(await router.ask(chat("safe"), headers=BOSS)) == [("box", "fenced"), ("a", "http_500")]
+    assert b"box" not in (await router.get("/v1/health", **HOME)).body

@@ -8,10 +8,13 @@ from urllib.parse import urlsplit
 
 from enginerouter.config.check_engines import is_surely_remote
 from enginerouter.config.engines import ApiSwap, EngineSettings, GenericProcess, Ollama
+from enginerouter.config.forms import is_loopback
 from enginerouter.errors import Problem
 
 # Tags of models that an Ollama daemon runs in its maker's cloud.
 _CLOUD = ("-cloud", ":cloud")
+# What containers call the machine that they run on.
+_NAMES_OF_THE_HOST = frozenset({"host.docker.internal", "gateway.docker.internal", "host.containers.internal"})
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -24,11 +27,45 @@ def is_remote(settings: EngineSettings, own: Collection[Network]) -> bool:
     host = (urlsplit(settings.base_url).hostname or "").partition("%")[0]
     try:
         address = ipaddress.ip_address(host)
+        address = getattr(address, "ipv4_mapped", None) or address
     except ValueError:
         # `is_surely_remote` leaves Ollama daemons out, whose name may be any.
         return "." in host and not host.endswith((".local", ".internal", ".localhost"))
     is_here = address.is_loopback or address.is_unspecified or any(address in network for network in own)
     return not is_here
+
+
+def may_leave(settings: EngineSettings, own: Collection[Network], names: Collection[str]) -> bool:
+    """Whether a fence keeps an engine out: also where a name may be anybody's, in doubt. `names`: this machine's own.
+
+    Which address a name has now says nothing of the next request.
+    """
+    if is_remote(settings, own):
+        return True
+    if settings.trust_local or isinstance(settings, GenericProcess) or settings.base_url is None:
+        return False
+    host = (urlsplit(settings.base_url).hostname or "").lower()
+    return not (is_loopback(host) or host in names or host in _NAMES_OF_THE_HOST or _is_address(host))
+
+
+def fences_out(settings: EngineSettings, own: Collection[Network], names: Collection[str]) -> Problem | None:
+    """A warning, where there are fences: an engine that serves as if it were here, and that they keep out in doubt."""
+    if not settings.enabled or is_remote(settings, own) or not may_leave(settings, own, names):
+        return None
+    host = urlsplit(settings.base_url or "").hostname
+    return Problem(
+        f"{host} may be another machine, so what must stay on this one (`local_only`, `remote: false`) passes it over",
+        path=f"engines.{settings.name}.base_url",
+        hint="set `trust_local: true` if it is this machine, or a container on it",
+    )
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
 
 
 def takes_memory_elsewhere(settings: EngineSettings, own: Collection[Network]) -> Problem | None:

@@ -17,7 +17,7 @@ from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.phases import Phase
 from enginerouter.web.keys import Identity
-from enginerouter.web.machine import own_networks
+from enginerouter.web.machine import own_names, own_networks
 
 # Headers by which engines are told who pays.
 KEY_HEADERS = frozenset({"authorization", "x-api-key", "api-key", "x-goog-api-key"})
@@ -46,6 +46,8 @@ class Naming:
         self._said_facts: dict[str, Mapping[str, ModelFacts]] = {}
         own = own_networks()
         self._remote = frozenset(name for name, settings in engines.items() if fences.is_remote(settings, own))
+        names = own_names()
+        self._fenced = frozenset(name for name, e in engines.items() if fences.may_leave(e, own, names))
 
     def attach(self, discovery: Discovery) -> None:
         self._discovery = discovery
@@ -102,8 +104,10 @@ class Naming:
         return slot.engine not in self._remote
 
     def is_fenced(self, target: Target, identity: Identity) -> bool:
-        """Whether a request of this key for the target would leave the machine and may not."""
-        return (target.stays_local or not identity.may_use_remote) and self.is_remote(target)
+        """Whether a request of this key for the target would leave the machine, or might, and may not."""
+        if identity.may_use_remote and not target.stays_local:
+            return False
+        return target.engine in self._fenced or self.is_remote(target)
 
     async def _ask_engines(self, name: str, identity: Identity) -> Route:
         """Engines may have a model by now that they had not when they were asked last."""
@@ -173,7 +177,7 @@ class Naming:
 
     def may_know_engine(self, engine: str, identity: Identity) -> bool:
         """Whether a key may hear of an engine at all: not of other machines' if it may not go there."""
-        return identity.may_use_remote or engine not in self._remote
+        return identity.may_use_remote or engine not in self._fenced
 
     def may_know_model(self, engine: str, model: str, identity: Identity) -> bool:
         """Whether a key may hear of a model of an engine, by its id here."""
