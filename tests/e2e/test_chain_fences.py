@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from chain_kit import Boxes, boxes, reasons, refused
-from http_servers import OllamaDaemon
+from http_servers import OllamaDaemon, say
 from router_kit import MakeRouter, RouterUnderTest, chat
 
 from enginerouter.config.engines import Ollama
@@ -179,3 +179,16 @@ async def test_what_must_stay_here_does_not_go_to_a_box_of_the_network(make_rout
     router.a.server.script = refused(500)
     assert reasons(await router.ask(chat("safe"), headers=BOSS)) == [("box", "fenced"), ("a", "http_500")]
     assert b"box" not in (await router.get("/v1/health", **HOME)).body
+
+
+async def test_what_must_stay_here_does_not_go_on_with_a_response_of_elsewhere(
+    make_router: MakeRouter, far: Boxes
+) -> None:
+    chains = {"safe": {"chain": ("a",), "local_only": True}, "best": {"chain": ("big",)}}
+    router = await make_router(("a",), http=far.engines(), aliases=chains)
+    far.cloud.script = say({"id": "resp_1", "object": "response", "output": []})
+    assert (await router.ask(b'{"model": "best", "input": "x"}', path="/v1/responses")).status == 200
+    for model, status in (("safe", 403), ("best", 200), ("a", 200), ("nobody", 404)):
+        body = f'{{"model": "{model}", "previous_response_id": "resp_1", "input": "x"}}'.encode()
+        assert (await router.ask(body, path="/v1/responses")).status == status, model
+    assert len(far.cloud.received) == 3

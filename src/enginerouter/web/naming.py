@@ -67,8 +67,7 @@ class Naming:
         except UnknownModel as unknown:
             route = await self._ask_engines(name or unknown.model, identity)
         if isinstance(route, Target):
-            if (route.stays_local or not identity.may_use_remote) and self.is_fenced(route, identity):
-                raise _beyond_fence(route)
+            self.check_fence(route, identity)
             self._coordinator.add(route.slot)
             return route
         if route.unknown and self._discovery is not None and await self._discovery.freshen(CATALOGUE_PATIENCE_S):
@@ -102,6 +101,11 @@ class Naming:
     def is_here(self, slot: SlotId) -> bool:
         """Whether its engine is one of this machine."""
         return slot.engine not in self._remote
+
+    def check_fence(self, target: Target, identity: Identity) -> None:
+        """Raises Forbidden for what `is_fenced`."""
+        if self.is_fenced(target, identity):
+            raise _beyond_fence(target)
 
     def is_fenced(self, target: Target, identity: Identity) -> bool:
         """Whether a request of this key for the target would leave the machine, or might, and may not."""
@@ -149,7 +153,9 @@ class Naming:
 
     def is_remote(self, target: Target) -> bool:
         """Whether a request for it leaves this machine."""
-        settings = self._engines[target.engine]
+        settings = self._engines.get(target.engine)
+        if settings is None:  # a reload has taken it away, and nothing reaches it any more
+            return False
         said_remote = self._said_remote.get(target.engine, ())
         return target.engine in self._remote or fences.is_cloud_model(settings, target.upstream_model, said_remote)
 
