@@ -29,7 +29,7 @@ BEYOND_A_SCHEMA = (
     "there is no engine '", "stop_cmd", "'{model}'", "serve_script", "a header name", "environment variable",
     "control characters", "1 to 65535", "remove pin", "number of a signal", "neither target nor chain", "not both",
     "stands for itself", "must not begin with the name", "itself an alias", "also the id", "→", "'fast'?",
-    "has no model", "not on this machine", "above memory_budget_gib", "YAML", "indent", "in quotes", "one document",
+    "has no model", "not on this machine", "maker's cloud", "above memory_budget_gib", "YAML", "indent", "in quotes", "one document",
     "'{flags}'", "one of them", "serves these alone", "or a list", "white space", "no profile", "already a model",
     "is engine 'a'", "all the time", "both can run",
     "no file", "--slot-save-path", "in a container", "path of keys",
@@ -198,3 +198,6 @@ def test_check_warns_of_a_name_that_fences_keep_out_in_doubt(
         file.write_text(f"engines: {{near: {{type: ollama, base_url: 'http://{host}:11434'{more}}}}}\n{fence}\n")
         assert check(file) == 0
         assert ("ollama may be another machine" in capsys.readouterr().err) is is_warned
+    file.write_text(f"engines: {{near: {{type: ollama, base_url: 'http://192.0.2.7:11434'}}}}\n{safe}\n")
+    assert check(file) == 0
+    assert "192.0.2.7 is another machine, so what must stay on this one" in capsys.readouterr().err

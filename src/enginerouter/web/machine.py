@@ -9,6 +9,7 @@ import psutil
 from enginerouter.config.model import Config
 from enginerouter.errors import Problem
 from enginerouter.routing import fences
+from enginerouter.routing.directory import Directory
 
 
 def own_networks() -> list[fences.Network]:
@@ -29,6 +30,9 @@ def warnings_here(config: Config) -> list[Problem]:
     own = own_networks()
     engines = config.engines.values()
     found = [fences.takes_memory_elsewhere(engine, own) for engine in engines]
-    if any(alias.local_only for alias in config.aliases.values()) or not all(key.remote for key in config.api_keys):
-        found += [fences.fences_out(engine, own, own_names()) for engine in engines]
+    aliases = Directory(config).aliases(lambda _name: True)
+    must_stay = {target.engine for _, targets in aliases for target in targets if target.stays_local}
+    if must_stay or not all(key.remote for key in config.api_keys):
+        names = own_names()
+        found += [fences.fences_out(e, own, names, must_stay=e.name in must_stay) for e in engines]
     return [warning for warning in found if warning is not None]
