@@ -29,10 +29,10 @@ BEYOND_A_SCHEMA = (
     "there is no engine '", "stop_cmd", "'{model}'", "serve_script", "a header name", "environment variable",
     "control characters", "1 to 65535", "remove pin", "number of a signal", "neither target nor chain", "not both",
     "stands for itself", "must not begin with the name", "itself an alias", "also the id", "→", "'fast'?",
-    "has no model", "not on this machine", "maker's cloud", "above memory_budget_gib", "YAML", "indent", "in quotes", "one document",
+    "has no model", "not on this machine", "above memory_budget_gib", "YAML", "indent", "in quotes", "one document",
     "'{flags}'", "one of them", "serves these alone", "or a list", "white space", "no profile", "already a model",
     "is engine 'a'", "all the time", "both can run",
-    "no file", "--slot-save-path", "in a container", "path of keys",
+    "no file", "maker's cloud", "--slot-save-path", "in a container", "path of keys",
     "'stream' cannot", "'model' cannot", "is inside", "no host and port", "number of a database",
     "not supported", "plain text", "must name a mapping", "finite", "at most", "no host", "'base_url' is missing",
     # To JSON Schema 8077.0 is a whole number.
