@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from enginerouter.dialects.base import Dialect
 from enginerouter.dialects.openai import RESPONSES
-from enginerouter.dialects.params import NO_RULES, ParamRules, changed
+from enginerouter.dialects.params import NO_RULES, ParamRules, changed, of_translated
 from enginerouter.dialects.reading import Json
 from enginerouter.dialects.translation import OPENAI, Translation, dialect_of, payload, plan
 from enginerouter.errors import BadRequest
@@ -116,6 +116,8 @@ class Ask:
 
     async def translated_body(self, translation: Translation, model: str, rules: ParamRules = NO_RULES) -> bytes:
         """What a target gets of a translated request, after what the model's settings change. Raises BadRequest."""
+
+        rules = of_translated(rules, self._parsed, translation.body)
 
         def written() -> bytes:
             return payload(changed(translation.path, translation.body, rules, model)[0])

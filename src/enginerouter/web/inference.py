@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from aiohttp import web
 from multidict import istr
 
@@ -12,7 +14,7 @@ from enginerouter.dialects.translation import OLLAMA, dialect_of
 from enginerouter.errors import LoopDetected
 from enginerouter.proxy.headers import VIA
 from enginerouter.routing import walk
-from enginerouter.routing.target import Chain, Route
+from enginerouter.routing.target import Chain, Route, Target
 from enginerouter.web.ask import Ask, understand
 from enginerouter.web.counting import counted
 from enginerouter.web.edge import EdgeCall
@@ -64,13 +66,28 @@ class Inference:
     async def _route(self, call: EdgeCall, ask: Ask) -> Route:
         before = ask.previous_response_id
         if before is not None and (owned := self._around.owners.known(before, call.identity.name)) is not None:
-            return owned
+            return await self._pinned(owned, call, ask)
         return await self._naming.route(ask.model, call.identity, self._naming.resident)
+
+    async def _pinned(self, owned: Target, call: EdgeCall, ask: Ask) -> Target:
+        """Who made the response that a request goes on with: also where another model is named, but within its fence.
+
+        Raises Forbidden: of what must not leave the machine, nothing goes on elsewhere.
+        """
+        stays_local = owned.stays_local
+        if ask.model is not None:
+            named = await self._naming.route(ask.model, call.identity)
+            targets = (named,) if isinstance(named, Target) else named.targets
+            stays_local = stays_local or (bool(targets) and all(t.stays_local for t in targets))
+        pinned = replace(owned, stays_local=stays_local)
+        self._naming.check_fence(pinned, call.identity)
+        return pinned
 
     async def follow(self, call: EdgeCall) -> web.StreamResponse:
         """GET, DELETE or cancel of a stored response: goes to the engine that made it, and never swaps."""
         with self._recorded(call) as record:
             target = self._around.owners.owner(call.params["id"], call.identity.name)
+            self._naming.check_fence(target, call.identity)
             record.name(target)
             body = await call.read_body()
             exchange = AnyExchange(
