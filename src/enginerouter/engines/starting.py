@@ -229,6 +229,15 @@ async def crashed(child: Child) -> EngineCrashed:
     return EngineCrashed(engine, message, admin_detail=detail)
 
 
+async def fell_silent(child: Child) -> EngineCrashed:
+    """What to say of a child that lives while what it served with is gone."""
+    launch = child.launch
+    _, cause, detail = await _autopsy(child)
+    message = f"{_who(launch.slot)} does not listen at port {launch.port} any more; of it only what started it is left"
+    message = with_cause(message, cause, is_profile=launch.slot.model is not None)
+    return EngineCrashed(launch.slot.engine, message, admin_detail=detail)
+
+
 async def _autopsy(child: Child) -> tuple[int | None, causes.Cause | None, str]:
     """Exit status, recognised cause, and the log's end for admins."""
     status = child.exit_status()
