@@ -280,10 +280,14 @@ class GenericProcessEngine:
             if adoption.engine_of(slot_text) != self.name:
                 continue
             record = adoption.parse_record(raw)
+            slot = SlotId(self.name, slot_text.partition("/")[2] or None)
             if record is None or not adoption.is_same_process(record, boot, processes):
                 self._state.put_entry(adoption.SECTION, slot_text, None)
+                if record is not None and record.boot_id == boot and self._may_run_on(slot, record):
+                    log.info("engine %r: the container of an earlier router is ended", self.name)
+                    self._take_over(slot, record)
+                    stuck |= await self._end_taken_over(slot)
                 continue
-            slot = SlotId(self.name, slot_text.partition("/")[2] or None)
             if not self._has(slot):  # a profile that is configured no more
                 self._state.put_entry(adoption.SECTION, slot_text, None)
                 stuck |= await self._end_marked(record.marker, record.leader)
@@ -304,6 +308,10 @@ class GenericProcessEngine:
         if stuck:
             raise self._would_not_go(SlotId(self.name), stuck)
         return adopted
+
+    def _may_run_on(self, slot: SlotId, record: LaunchRecord) -> bool:
+        """Its client may have died with the router, by one signal for a whole service; the container is not in that."""
+        return self._has(slot) and self._plan(slot, record.port).is_container
 
     def _take_over(self, slot: SlotId, record: LaunchRecord) -> Child:
         launch = self._plan(slot, record.port)
@@ -331,8 +339,11 @@ class GenericProcessEngine:
         try:
             await self.end(slot)
         except FreeFailed as error:
+            left = await self._children[slot].tree.alive()
+            if not left:  # a container, which is in no tree of ours
+                raise
             log.error("%s", error)
-            return await self._children[slot].tree.alive()
+            return left
         return set()
 
     async def _end_leftovers(self, processes: Snapshot) -> set[ProcessKey]:
