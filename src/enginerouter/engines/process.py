@@ -443,7 +443,7 @@ class GenericProcessEngine:
             looks += 1
             if looks % _LOOKS_PER_TREE_SCAN == 1:
                 await child.tree.alive()
-        if not child.is_ready or child.is_stopping:
+        if child.is_stopping or not (child.is_ready or child.is_asleep):
             return
         error = await (crashed(child) if child.has_exited else fell_silent(child))
         if not child.is_stopping:

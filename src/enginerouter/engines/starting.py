@@ -224,7 +224,8 @@ async def timed_out(starting: Starting, timeout_s: float, answer: Answer) -> Sta
 async def crashed(child: Child) -> EngineCrashed:
     engine = child.launch.slot.engine
     status, cause, detail = await _autopsy(child)
-    message = f"{_who(child.launch.slot)} {causes.exit_in_words(status)} while it served"
+    doing = "slept" if child.is_asleep else "served"
+    message = f"{_who(child.launch.slot)} {causes.exit_in_words(status)} while it {doing}"
     message = with_cause(message, cause, is_profile=child.launch.slot.model is not None)
     return EngineCrashed(engine, message, admin_detail=detail)
 
