@@ -274,13 +274,15 @@ async def test_a_crash_is_told_at_once_with_its_cause(box: Box) -> None:
     assert "gone" in str(await engine.stopped_state(SLOT))
 
 
-@pytest.mark.slow
-async def test_an_engine_whose_script_outlives_it_is_a_crash_and_starts_again(box: Box) -> None:
+async def test_an_engine_whose_script_outlives_it_is_a_crash_and_starts_again(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The shell waits for something else, and its dead child for the shell."""
+    monkeypatch.setattr("enginerouter.engines.process.LOOK_EVERY_S", 0.05)
     engine = box.engine("/bin/sh", "-c", f"{shlex.join(fake())} & sleep 1000")
     await engine.start(SLOT)
     up = int((await logged(engine, "up"))[1])
-    await asyncio.sleep(2.5)
+    await asyncio.sleep(0.2)
     assert box.crashes.empty()
     os.kill(up, signal.SIGKILL)
     slot, error = await asyncio.wait_for(box.crashes.get(), 10)
