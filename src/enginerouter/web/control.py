@@ -117,7 +117,11 @@ class Control:
             "swaps": [_swap_status(s, now, shown) for s in swaps if _is_shown(s, shown)],
             "slots": [self._slot_status(s, now, identity) for s in slots],
             "last_swaps": {
-                str(slot): {**swap_fields(report), "freed": [str(s) for s in report.freed if s in shown]}
+                str(slot): {
+                    "at": self._telemetry.swapped_at[slot],
+                    **swap_fields(report),
+                    "freed": [str(s) for s in report.freed if s in shown],
+                }
                 for slot, report in self._telemetry.last_swap.items()
                 if slot in shown
             },
@@ -143,6 +147,8 @@ class Control:
             "eta_s": round(self._coordinator.eta_s(slot.id), 1),
             "learned": dataclasses.asdict(slot.learned),
         }
+        if identity.is_admin and slot.queue:
+            status["waiting"] = _waiting(slot, now)
         if slot.circuit.failures:
             left = slot.circuit.open_until - now
             status["start_circuit"] = {
@@ -157,19 +163,20 @@ class Control:
     async def swap(self, call: EdgeCall) -> web.StreamResponse:
         """Load `{"model": …}` or `{"engine": …}`, first in line: 200 when it is ready, 202 at once with `?wait=0`."""
         slots = await self._named(await _asked(call), call.identity)
-        return await self._swap_to(self._one_of(slots), is_waited_for=waits(call.raw_query))
+        return await self._swap_to(self._one_of(slots), call)
 
-    async def _swap_to(self, slot: SlotId, *, is_waited_for: bool) -> web.Response:
-        if not is_waited_for:
-            self._tasks.spawn(self._swap_later(slot), f"swap to {slot}")
+    async def _swap_to(self, slot: SlotId, call: EdgeCall) -> web.Response:
+        key = call.identity.name
+        if not waits(call.raw_query):
+            self._tasks.spawn(self._swap_later(slot, key), f"swap to {slot}")
             return json_answer(self._state(slot), status=202)
         began_at = time.monotonic()
-        await self._coordinator.swap_to(slot)
+        await self._coordinator.swap_to(slot, key=key)
         return json_answer({**self._state(slot), "seconds": round(time.monotonic() - began_at, 3)})
 
-    async def _swap_later(self, slot: SlotId) -> None:
+    async def _swap_later(self, slot: SlotId, key: str) -> None:
         try:
-            await self._coordinator.swap_to(slot)
+            await self._coordinator.swap_to(slot, key=key)
         except RouterError as error:
             log.warning("the swap to %s that was asked for did not happen: %s", slot, error.message)
 
@@ -240,7 +247,7 @@ class Control:
         if not isinstance(name, str):
             raise BadRequest('say which: {"model": "…"}; GET /models/available lists them')
         target = await self._naming.target(name, call.identity)
-        return await self._swap_to(target.slot, is_waited_for=waits(call.raw_query))
+        return await self._swap_to(target.slot, call)
 
     def _active(self, identity: Identity) -> str | None:
         """The model that was used last, of those that are ready."""
@@ -326,6 +333,14 @@ def _cache_status(cache: AnswerCache | None) -> dict[str, Any] | None:
         return None
     counts = {"hits": cache.hits, "misses": cache.misses, "hit_bytes": cache.hit_bytes}
     return {**dataclasses.asdict(cache.state()), **counts}
+
+
+def _waiting(slot: Slot, now: float) -> list[dict[str, Any]]:
+    """Who waits for a slot, by the names of keys, whoever came first first."""
+    since: dict[str, list[float]] = {}
+    for ticket in sorted(slot.queue, key=lambda t: t.arrived_at):
+        since.setdefault(ticket.key, []).append(ticket.arrived_at)
+    return [{"key": key, "count": len(times), "longest_s": round(now - times[0], 1)} for key, times in since.items()]
 
 
 def _owner(said: Any) -> str:

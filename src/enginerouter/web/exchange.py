@@ -187,7 +187,8 @@ class Exchange:
             self._client.wait_for_lease()
         began_at = time.monotonic()
         try:
-            with self._coordinator.place(self._target.slot, priority=self._call.identity.priority) as ticket:
+            who = self._call.identity
+            with self._coordinator.place(self._target.slot, priority=who.priority, key=who.name) as ticket:
                 lease = await ticket.granted
         finally:
             waited = time.monotonic() - began_at

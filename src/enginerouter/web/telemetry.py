@@ -108,6 +108,8 @@ class Telemetry:
         self.registry = registry
         self.hub = EventHub()
         self.last_swap: dict[SlotId, SwapReport] = {}
+        # When each of them ended, in Unix seconds.
+        self.swapped_at: dict[SlotId, float] = {}
         self.listeners: list[Callable[[SlotId, Phase], None]] = []
         self._swap_s = registry.histogram("swap_duration_seconds", "Whole swaps, from decision to ready.", SWAP_S)
         self._phase_s = registry.histogram(
@@ -218,7 +220,8 @@ class Telemetry:
         gone = freed[0] if len(freed) == 1 else "several" if freed else "none"
         self._swaps.inc((gone, to, report.result))
         slots = (plan.target,) if plan.target is not None else tuple(report.freed)
-        swapped = {"at": round(time.time(), 3), "target": to, **swap_fields(report)}
+        at = round(time.time(), 3)
+        swapped = {"at": at, "target": to, **swap_fields(report)}
         self.hub.publish(Event("swap", swapped, slots=slots, admin_only=("freed",)), is_remembered=True)
         if report.settled is not None:
             self._settle_s.observe(report.settled.seconds)
@@ -226,6 +229,7 @@ class Telemetry:
         if plan.target is None or report.result == "called_off":
             return
         self.last_swap[plan.target] = report
+        self.swapped_at[plan.target] = at
         if report.result == "ok":
             self._swap_s.observe(report.total_s)
         self._in_flight.observe(report.in_flight_at_start)
