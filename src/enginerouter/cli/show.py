@@ -115,7 +115,8 @@ def _circuit(slot: str, circuit: Mapping[str, Any]) -> str:
     left = circuit.get("open_for_s")
     state = f"no start for {seconds(left)}" if left else "starts again at the next request"
     reason = f": {printable(circuit['reason'], 300)}" if circuit.get("reason") else ""
-    return f"{slot}: {circuit.get('failures')} failed starts, {state}{reason}"
+    count = circuit.get("failures")
+    return f"{slot}: {count} failed start{'' if count == 1 else 's'}, {state}{reason}"
 
 
 def swap(found: Mapping[str, Any]) -> str:

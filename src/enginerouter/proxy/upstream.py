@@ -21,6 +21,7 @@ from yarl import URL
 
 from enginerouter.addresses import joined
 from enginerouter.errors import Unreachable, UpstreamFailed, printable
+from enginerouter.proxy.headers import INSTANCE, SERVER_NAME
 from enginerouter.tasks import TaskGroup
 
 # Below the keep-alive of every engine (llama.cpp and uvicorn close after 5 s): a connection that the engine is about
@@ -58,7 +59,8 @@ class Upstream:
     """The connections to one engine. `headers` (its key and configured ones) go out with every request.
 
     `dialects` are those that it speaks; `is_strict`: it refuses fields that its dialect does not have. `is_server`: not
-    a process of ours, so that it may be another router; `instance` is that router's id, once it has said it.
+    a process of ours, so that it may be another router; `is_router` whether it is one, None until an answer has told;
+    `instance` is that router's id, once it has said it.
     """
 
     def __init__(
@@ -99,7 +101,17 @@ class Upstream:
         self.is_strict = is_strict
         self.headers = dict(headers)
         self.is_server = is_server
+        self.is_router: bool | None = None
         self._timeout = ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=None)
+
+    def learn_from(self, answer: ClientResponse, *, was_told: bool) -> None:
+        """Whether this is another router. One that was told of those before it (`VIA`) answers with its own id."""
+        if (said := answer.headers.get(INSTANCE)) is not None:
+            self.instance = said
+        if said is not None or answer.headers.get(hdrs.SERVER) == SERVER_NAME:
+            self.is_router = True
+        elif was_told and answer.status < 300:  # an error may come from what stands in front of it
+            self.is_router = False
 
     def without_key(self, said: bytes) -> bytes:
         """What the engine said, without the operator's key: some providers quote it when they refuse it."""
