@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -26,6 +26,7 @@ from enginerouter.swap.model import SwapReport
 from enginerouter.swap.phases import Phase
 from enginerouter.web.hub import Event, EventHub
 from enginerouter.web.logs import RequestLine
+from enginerouter.web.shapes.control import LastSwap
 
 log = logging.getLogger("enginerouter.requests")
 
@@ -221,7 +222,7 @@ class Telemetry:
         self._swaps.inc((gone, to, report.result))
         slots = (plan.target,) if plan.target is not None else tuple(report.freed)
         at = round(time.time(), 3)
-        swapped = {"at": at, "target": to, **swap_fields(report)}
+        swapped = {"target": to, **swap_fields(report, at)}
         self.hub.publish(Event("swap", swapped, slots=slots, admin_only=("freed",)), is_remembered=True)
         if report.settled is not None:
             self._settle_s.observe(report.settled.seconds)
@@ -323,14 +324,15 @@ class Recorded:
         self._telemetry.ended(self._record)
 
 
-def swap_fields(report: SwapReport) -> dict[str, Any]:
-    """A swap that has ended, as `/status` and `/events` show it."""
+def swap_fields(report: SwapReport, at: float, freed: Collection[SlotId] | None = None) -> LastSwap:
+    """A swap that ended `at`, in Unix seconds, as `/status` and `/events` show it; of what it freed only `freed`."""
     return {
+        "at": at,
         "result": report.result,
         "total_s": round(report.total_s, 3),
         "seconds": {k: round(v, 3) for k, v in report.seconds.items()},
         "settle": report.settled.verdict.value if report.settled else None,
-        "freed": [str(s) for s in report.freed],
+        "freed": [str(s) for s in report.freed if freed is None or s in freed],
     }
 
 
