@@ -51,9 +51,12 @@ def shape_for(size: Literal["tiny"] | int) -> Shape:
     return Shape(embedding=width, feed_forward=width, heads=width // 64, blocks=blocks)
 
 
-def make_gguf(path: str | Path, *, size: Literal["tiny"] | int = "tiny", name: str | None = None) -> Path:
+def make_gguf(
+    path: str | Path, *, size: Literal["tiny"] | int = "tiny", name: str | None = None, fills_gaps: bool = False
+) -> Path:
     """Write a model that answers in words made of `name` (the file's stem if None); return its path.
 
+    `fills_gaps`: it has the tokens for `/infill`, the last three of its words.
     It appears whole or not at all, so a cached file is never half a model.
     """
     path = Path(path)
@@ -64,6 +67,10 @@ def make_gguf(path: str | Path, *, size: Literal["tiny"] | int = "tiny", name: s
     writer = gguf.GGUFWriter(str(partial), "llama")
     _add_metadata(writer, name, shape)
     _add_vocabulary(writer, name)
+    if fills_gaps:
+        keys, last = gguf.Keys.Tokenizer, len(SPECIAL) + 256 + WORDS - 1
+        for key, token in ((keys.FIM_PRE_ID, last - 2), (keys.FIM_SUF_ID, last - 1), (keys.FIM_MID_ID, last)):
+            writer.add_uint32(key, token)
     _add_tensors(writer, shape, random)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

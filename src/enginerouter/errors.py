@@ -116,7 +116,7 @@ class HeldByOther(BadRequest):
 
 
 class TooLarge(BadRequest):
-    """The body is above `max_body_mib`, or all waiting bodies above `max_buffered_mib`."""
+    """The body alone is above `max_body_mib`, or above what `max_buffered_mib` allows for all that wait."""
 
     status = 413
     code = "request_too_large"
@@ -306,6 +306,12 @@ class NoHealthyTarget(EngineUnavailable):
 
     def more_fields(self) -> dict[str, Any]:
         return {"attempts": list(self.attempts)}
+
+
+class NoFittingTarget(NoHealthyTarget):
+    """A chain with nothing left, and no target of it could have answered this request a moment later either."""
+
+    is_retryable = False
 
 
 class LoopDetected(RouterError):

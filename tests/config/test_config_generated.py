@@ -32,7 +32,7 @@ BEYOND_A_SCHEMA = (
     "has no model", "not on this machine", "above memory_budget_gib", "YAML", "indent", "in quotes", "one document",
     "'{flags}'", "one of them", "serves these alone", "or a list", "white space", "no profile", "already a model",
     "is engine 'a'", "all the time", "both can run",
-    "no file", "--slot-save-path", "in a container", "path of keys",
+    "no file", "maker's cloud", "--slot-save-path", "in a container", "path of keys",
     "'stream' cannot", "'model' cannot", "is inside", "no host and port", "number of a database",
     "not supported", "plain text", "must name a mapping", "finite", "at most", "no host", "'base_url' is missing",
     # To JSON Schema 8077.0 is a whole number.
@@ -186,3 +186,18 @@ def test_check_warns_of_a_server_elsewhere_that_evicts_engines_here(
         file.write_text(f"engines: {{near: {{type: ollama, base_url: 'http://{near}:11434'}}}}")
         assert check(file) == 0
         assert "not this machine" not in capsys.readouterr().err
+
+
+def test_check_warns_of_a_name_that_fences_keep_out_in_doubt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    safe = "aliases: {safe: {chain: [near/m], local_only: true}}"
+    cases = (("ollama", "", safe, True), ("ollama", "", "", False), ("ollama", ", trust_local: true", safe, False))
+    for host, more, fence, is_warned in (*cases, ("localhost", "", safe, False)):
+        file.write_text(f"engines: {{near: {{type: ollama, base_url: 'http://{host}:11434'{more}}}}}\n{fence}\n")
+        assert check(file) == 0
+        assert ("ollama may be another machine" in capsys.readouterr().err) is is_warned
+    file.write_text(f"engines: {{near: {{type: ollama, base_url: 'http://192.0.2.7:11434'}}}}\n{safe}\n")
+    assert check(file) == 0
+    assert "192.0.2.7 is another machine, so what must stay on this one" in capsys.readouterr().err

@@ -261,6 +261,24 @@ INVALID = [
         "aliases.x.local_only",
         "engine 'r' is not on this machine",
     ),
+    (
+        "engines: {o: {type: ollama, base_url: 'http://ollama.example.com:11434'}}\n"
+        "aliases: {x: {target: o/m, local_only: on}}",
+        2,
+        "aliases.x.local_only",
+        "engine 'o' is not on this machine",
+    ),
+    *(
+        (
+            "engines: {o: {type: ollama, base_url: 'http://localhost:11434'}}\n"
+            "models: [{id: m, engine: o, upstream_id: 'm:1t-cloud'}]\n"
+            f"aliases: {{x: {{chain: [{entry}], local_only: on}}}}",
+            3,
+            "aliases.x.local_only",
+            "maker's cloud",
+        )
+        for entry in ("'o/gpt-oss:120b-cloud'", "m", "o/m")
+    ),
     # memory
     (
         "memory_budget_gib: 8\n" + process(STARTED + "memory_gib: 9"),

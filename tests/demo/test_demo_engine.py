@@ -286,6 +286,12 @@ def test_embeddings_are_the_same_as_floats_and_as_base64(client: openai.OpenAI) 
     assert len(client.embeddings.create(model="red", input="a", dimensions=7).data[0].embedding) == 7
 
 
+def test_a_lone_surrogate_is_embedded_as_any_text(red: Demo) -> None:
+    status, answer = red.post("/v1/embeddings", b'{"input": "\\ud800"}')
+    assert status == 200
+    assert len(answer["data"][0]["embedding"]) == 64
+
+
 def test_models_lists_it_alone(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["red"]
     assert client.models.retrieve("red").id == "red"
@@ -311,6 +317,7 @@ def test_a_request_for_another_model_is_a_404(client: openai.OpenAI) -> None:
         ("/v1/embeddings", b'{"input": []}', 400, "'input'"),
         ("/v1/embeddings", b'{"input": "a", "encoding_format": "hex"}', 400, "'encoding_format'"),
         ("/v1/embeddings", b'{"input": "a", "dimensions": true}', 400, "'dimensions'"),
+        ("/v1/completions", b'{"prompt": "", "max_tokens": 1000000000000, "ignore_eos": true}', 400, "at most 1000000"),
         ("/v1/nothing", b"{}", 404, "Not Found: /v1/nothing"),
         ("/health", b"{}", 405, "Method Not Allowed"),
     ],

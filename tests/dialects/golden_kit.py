@@ -1,10 +1,10 @@
 """Golden transcripts: files that show what a client sends and gets, and what an engine gets and says.
 
-A transcript holds `client`, `path`, `engine` (the dialects it speaks) and `request`; then what is `sent` to the engine,
-or status and words of a `refused` one; then either `answer` and what is `shown` of it, or `stream` and the `events` it
-becomes, with `failure` where it is not whole. Streams are lists of what their events hold, one every eighth of a
-second, of which the first comes a second after the request; half a second of that was loading. A string stands for
-itself (`[DONE]`, a comment).
+A transcript holds `client`, `path`, `engine` (the dialects it speaks; `infill`: it is a llama.cpp) and `request`; then
+what is `sent` to the engine, or status and words of a `refused` one; then either `answer` and what is `shown` of it, or
+`stream` and the `events` it becomes, with `failure` where it is not whole. Streams are lists of what their events hold,
+one every eighth of a second, of which the first comes a second after the request; half a second of that was loading. A
+string stands for itself (`[DONE]`, a comment).
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ def transcripts() -> dict[str, dict[str, Any]]:
 
 def planned(one: dict[str, Any]) -> Translation | None:
     client, is_strict = BY_NAME[one["client"]], one.get("strict", False)
-    return plan(client, one["path"], one["request"], one["engine"], answer_id="a1", is_strict=is_strict)
+    has_infill = one.get("infill", False)
+    return plan(
+        client, one["path"], one["request"], one["engine"], answer_id="a1", is_strict=is_strict, has_infill=has_infill
+    )
 
 
 def frame(dialect: str, said: Any) -> bytes:

@@ -56,9 +56,13 @@ def damaged(draw: st.DrawFn, whole: Any) -> Any:
     return draw(JSON) if draw(st.integers(0, 9)) == 0 else whole
 
 
-def translated(client: str, path: str, body: dict[str, Any], engine: str, *, is_strict: bool) -> Translation | None:
+def translated(
+    client: str, path: str, body: dict[str, Any], engine: str, *, is_strict: bool, has_infill: bool = False
+) -> Translation | None:
     try:
-        translation = plan(BY_NAME[client], path, body, [engine], answer_id="a1", is_strict=is_strict)
+        translation = plan(
+            BY_NAME[client], path, body, [engine], answer_id="a1", is_strict=is_strict, has_infill=has_infill
+        )
         assert translation is not None
         payload(translation.body)
     except (BadRequest, NotBuilt) as refused:
@@ -73,7 +77,7 @@ def translated(client: str, path: str, body: dict[str, Any], engine: str, *, is_
 def test_any_request_is_translated_or_refused(client: str, engine: str, data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(sorted(TRANSLATED[client])))
     body = data.draw(st.dictionaries(st.sampled_from(WORDS), JSON, max_size=6))
-    translated(client, path, body, engine, is_strict=data.draw(st.booleans()))
+    translated(client, path, body, engine, is_strict=data.draw(st.booleans()), has_infill=data.draw(st.booleans()))
 
 
 @settings(max_examples=120, deadline=None)
@@ -81,7 +85,8 @@ def test_any_request_is_translated_or_refused(client: str, engine: str, data: st
 def test_a_request_with_a_few_wrong_members_is_translated_or_refused(data: st.DataObject) -> None:
     one = data.draw(st.sampled_from([o for o in ALL.values() if o.get("sent") or "refused" in o]))
     body = data.draw(damaged(one["request"]))
-    translated(one["client"], one["path"], body, one["engine"][0], is_strict=one.get("strict", False))
+    traits = {"is_strict": one.get("strict", False), "has_infill": one.get("infill", False)}
+    translated(one["client"], one["path"], body, one["engine"][0], **traits)
     estimated_tokens(body)
     try:
         residency_asked(one["path"], body)

@@ -68,9 +68,10 @@ async def test_the_ollama_sdk_reads_every_stream(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in streams("ollama") if ALL[n]["path"] == "/api/generate"])
 async def test_the_ollama_sdk_reads_every_stream_of_generate(name: str) -> None:
     one = ALL[name]
-    raw = one["request"].get("raw", False)
-    async with scripted(one["engine"][0], one["stream"]) as server, llama(server.url) as client:
-        parts = [p async for p in await client.generate("m", "Hi", raw=raw, stream=True)]
+    asked = {key: one["request"][key] for key in ("raw", "suffix") if key in one["request"]}
+    script = scripted(one["engine"][0], one["stream"], has_infill=one.get("infill", False))
+    async with script as server, llama(server.url) as client:
+        parts = [p async for p in await client.generate("m", "Hi", **asked, stream=True)]
     assert "".join(p.response for p in parts) == text_in(name, "response")
     assert parts[-1].done
 

@@ -22,8 +22,9 @@ from enginerouter.errors import RouterError
 class Scripted:
     """`says` is an answer (an object), a stream (a list of events), or an error (a status and a body)."""
 
-    def __init__(self, engine: str, says: Any) -> None:
+    def __init__(self, engine: str, says: Any, *, has_infill: bool = False) -> None:
         self.engine = engine
+        self._has_infill = has_infill
         self.says = says
         self.sent: list[tuple[str, dict[str, Any]]] = []
         self.url = ""
@@ -32,7 +33,8 @@ class Scripted:
         path = request.path
         client = OLLAMA if path.startswith("/api/") else ANTHROPIC if path.startswith("/v1/messages") else OPENAI
         try:
-            translation = plan(client, path, await request.json(), [self.engine], answer_id="a1")
+            body = await request.json()
+            translation = plan(client, path, body, [self.engine], answer_id="a1", has_infill=self._has_infill)
         except RouterError as error:
             return _refusal(client, error.status, error_fields(error, is_admin=False, request_id="r1"))
         assert translation is not None
@@ -72,8 +74,8 @@ def _refusal(client: Dialect, status: int, fields: dict[str, Any]) -> web.Respon
 
 
 @asynccontextmanager
-async def scripted(engine: str, says: Any) -> AsyncIterator[Scripted]:
-    script = Scripted(engine, says)
+async def scripted(engine: str, says: Any, *, has_infill: bool = False) -> AsyncIterator[Scripted]:
+    script = Scripted(engine, says, has_infill=has_infill)
     app = web.Application()
     app.router.add_post("/{path:.*}", script.serve)
     async with TestServer(app) as server:

@@ -68,5 +68,7 @@ async def make_router(
         await asyncio.sleep(0)
     left = asyncio.all_tasks() - before - {asyncio.current_task()}
     assert not left, f"tasks were left behind: {left}"
-    tracebacks = [r.getMessage() for r in caplog.records if r.exc_info]
+    # By phase: `caplog.records` alone would be those of the teardown.
+    logged = [record for phase in ("setup", "call", "teardown") for record in caplog.get_records(phase)]
+    tracebacks = [r.getMessage() for r in logged if r.exc_info]
     assert not tracebacks, f"tracebacks in the log: {tracebacks}"

@@ -13,9 +13,28 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from router_kit import Answer, MakeRouter, RouterUnderTest
 
+from enginerouter.web.extras import GENERATING, LOOKING
 from enginerouter.web.surface import INFERENCE_PATHS
 
-POST_PATHS = [*INFERENCE_PATHS, "/v1/responses/resp_1/cancel", "/admin/swap", "/admin/unload", "/admin/reset"]
+# All that read a body: each may be the one that trusts it.
+POST_PATHS = [
+    *INFERENCE_PATHS,
+    *GENERATING,
+    *LOOKING,
+    "/v1/messages/count_tokens",
+    "/v1/responses/resp_1/cancel",
+    "/api/show",
+    "/api/pull",
+    "/api/create",
+    "/api/copy",
+    "/admin/swap",
+    "/admin/unload",
+    "/admin/reset",
+    "/admin/explain",
+    "/admin/discover",
+    "/admin/release",
+    "/models/switch",
+]
 CONTENT_TYPES = [
     "application/json",
     "text/plain",
@@ -83,6 +102,7 @@ async def router(make_router: MakeRouter) -> RouterUnderTest:
     router = await make_router(
         {name: {"holds_memory": False, **more} for name, more in engines.items()},
         aliases={"fast": "a", "chain": {"chain": ["b", "a"]}},
+        allow_destructive_ollama_api=True,
     )
     for name, engine in router.engines.items():
         engine.server.script = ENGINES[{"b": "ollama", "c": "anthropic"}.get(name, "openai")]

@@ -248,6 +248,22 @@ async def test_with_the_sdk_nothing_left_is_an_internal_server_error_with_the_at
     assert caught.value.body["attempts"][0]["engine"] == "cloud"
 
 
+@pytest.mark.parametrize(
+    ("cloud", "is_final"),
+    [(refused(400, code="context_length_exceeded"), True), (refused(401), True), (refused(500), False)],
+    ids=["too long", "our key", "broken"],
+)
+async def test_what_would_end_so_again_is_not_to_be_tried_again(
+    make_router: MakeRouter, far: Boxes, cloud: Script, is_final: bool
+) -> None:
+    router = await far.router(make_router, chain=("cloud/big", "lxc/small"), on_mismatch="next")
+    saying(far.cloud, cloud)
+    saying(far.lxc, refused(413))
+    failed = await router.ask(chat("best"))
+    assert (failed.status, failed.error["code"]) == (503, "no_healthy_target")
+    assert (failed.header("x-should-retry"), failed.header("retry-after")) == ("false" if is_final else None, None)
+
+
 async def test_two_failures_open_the_circuit_and_the_target_is_passed_over(make_router: MakeRouter, far: Boxes) -> None:
     router = await far.router(make_router, chain=("cloud/big", "lxc/small"))
     saying(far.cloud, refused(500))
@@ -277,7 +293,14 @@ async def test_a_rate_limit_is_a_time_to_be_left_alone_not_a_death(make_router: 
 
 @pytest.mark.parametrize(
     ("status", "more"),
-    [(401, {}), (402, {}), (403, {}), (429, {"code": "insufficient_quota"})],
+    [
+        (401, {}),
+        (402, {}),
+        (403, {}),
+        (429, {"code": "insufficient_quota"}),
+        (400, {"message": "API key not valid. Please pass a valid API key."}),
+        (400, {"message": "Your credit balance is too low to access the Anthropic API."}),
+    ],
 )
 async def test_what_refuses_the_operators_key_goes_on_and_is_left_alone(
     make_router: MakeRouter, far: Boxes, status: int, more: dict[str, Any], caplog: pytest.LogCaptureFixture

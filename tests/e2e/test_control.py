@@ -339,10 +339,21 @@ async def test_bodies_that_wait_are_bounded_together(make_router: MakeRouter) ->
     router.engines["a"].starting.shut()
     first = asyncio.create_task(router.ask(chat(pad="x" * 700_000)))
     await waiting(router, 1)
-    assert (await router.ask(chat(pad="x" * 700_000))).status == 429
+    full = await router.ask(chat(pad="x" * 700_000))
+    assert (full.status, full.error["code"]) == (429, "queue_full")
+    # How long the engine takes is not known: ten seconds are assumed, of which few have passed.
+    assert 5 < int(full.header("retry-after") or 0) <= 10
     router.engines["a"].starting.open()
     assert (await first).status == 200
     assert (await router.ask(chat(pad="x" * 700_000))).status == 200
+
+
+async def test_a_body_that_never_has_room_is_too_large_and_not_to_be_sent_again(make_router: MakeRouter) -> None:
+    router = await make_router(max_buffered_mib=1)
+    for path in (CHAT, "/api/chat", "/v1/messages"):
+        answer = await router.ask(chat(pad="x" * 1_100_000), path=path)
+        assert (answer.status, answer.header("retry-after")) == (413, None)
+        assert b"max_buffered_mib" in answer.body
 
 
 async def test_a_running_answer_holds_no_part_of_the_body_budget(make_router: MakeRouter) -> None:

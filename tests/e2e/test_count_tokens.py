@@ -102,6 +102,28 @@ async def test_what_is_not_known_is_told_in_anthropic_s_words(make_router: MakeR
     assert (answer.status, answer.error["type"]) == (404, "not_found_error")
 
 
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        ({"messages": None}, "'messages'"),
+        ({"messages": []}, "'messages'"),
+        ({"messages": "hi"}, "'messages'"),
+        ({"messages": ["hi"]}, "'messages[0]'"),
+        ({"messages": [{"content": "hi"}]}, "'messages[0].role'"),
+        ({"messages": [{"role": "user"}]}, "'messages[0].content'"),
+        ({"messages": [{"role": "user", "content": 5}]}, "'messages[0].content'"),
+        ({"messages": [{"role": "user", "content": [{}]}]}, "'messages[0].content[0].type'"),
+        ({"system": 5}, "'system'"),
+        ({"tools": [1]}, "'tools[0]'"),
+    ],
+)
+async def test_what_is_no_prompt_is_not_counted(make_router: MakeRouter, body: dict[str, Any], word: str) -> None:
+    router = await make_router()
+    answer = await count(router, **body)
+    assert (answer.status, answer.error["type"]) == (400, "invalid_request_error")
+    assert word in answer.error["message"]
+
+
 async def test_the_sdk_reads_it(make_router: MakeRouter) -> None:
     router = await make_router()
     http = anthropic.DefaultAsyncHttpxClient(verify=False, trust_env=False)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from engine_server import FakeEngineServer, Script, usual
+from engine_server import SSE_HEAD, FakeEngineServer, Script, chunked, usual
 from http_servers import Provider, say
 from router_kit import MakeRouter, RouterUnderTest, chat
 
@@ -299,8 +299,9 @@ async def test_one_probe_that_breaks_ends_no_other(
     await router.load("a")
     await router.until(lambda: gets(router.a.server) > 5)
     assert "the probe of b failed in an unexpected way" in caplog.text
-    # Here, for it goes on saying so until it ends, and no test may leave a traceback behind.
-    await router.stop()
+    monkeypatch.undo()
+    asked = gets(router.b.server)
+    await router.until(lambda: gets(router.b.server) > asked + 2)  # the last broken round has been logged
     caplog.clear()
 
 
@@ -459,6 +460,16 @@ async def test_names_that_clients_make_up_are_no_labels(make_router: MakeRouter,
     assert 'enginerouter_health_transitions_total{provider="cloud",to="open"} 1' in text
 
 
+async def test_an_engine_that_failed_and_was_then_stopped_is_not_called_unhealthy(make_router: MakeRouter) -> None:
+    router = await make_router(("a", "b"))
+    await router.load("a")
+    await opened(router, ("a", "a"))
+    assert (await health_of(router, "a"))["status"] == "unhealthy"
+    await router.load("b")
+    assert (await health_of(router, "a"))["status"] == "degraded"  # its circuit is open still
+    assert await metric(router, 'provider_healthy{provider="a"}') == "0.5"
+
+
 # --- an operator's word
 
 
@@ -492,9 +503,78 @@ async def test_reset_closes_the_circuits_of_what_is_named(
         assert router.router.health.state(engine, model).is_passed_over == (label not in closed)
 
 
+async def test_reset_of_a_chain_at_one_engine_leaves_its_other_targets(
+    make_router: MakeRouter, provider: Probed
+) -> None:
+    chain = {"smart": {"chain": ("a", "big")}}
+    router = await make_router(("a", "b"), http=[cloud(provider)], aliases=chain)
+    await opened(router, ("a", "a"), ("cloud", "big"))
+    answer = await router.ask(b'{"model": "smart", "engine": "cloud"}', path="/admin/reset")
+    assert answer.json == {"reset": ["cloud"], "circuits": ["cloud/big"]}
+    for wrong in (b'{"model": "smart", "engine": "b"}', b'{"modle": "smart"}', b'{"model": 5}', b'{"engine": [1]}'):
+        assert (await router.ask(wrong, path="/admin/reset")).status == 400, wrong
+    assert (await health_of(router, "a"))["models"]["a"]["circuit"] == "open"
+
+
 async def test_reset_lets_what_probes_opened_be_tried_at_once(make_router: MakeRouter, provider: Probed) -> None:
     provider.probe_status = 503
     router = await make_router((), http=[cloud(provider)], health=Health(probe_interval_s=0.3))
     await becomes(router, "cloud", "unhealthy")
     assert (await router.ask(b'{"engine": "cloud"}', path="/admin/reset")).json["circuits"] == ["cloud"]
     assert router.router.health.admit("cloud", "big") is not None
+
+
+# --- requests that name their model, and errors that come with a status of success
+
+
+ERROR = {"error": {"message": "the upstream is down", "code": 502}}
+EVENT = b"data: " + json.dumps(ERROR).encode() + b"\n\n"
+
+
+@pytest.mark.parametrize(
+    ("is_stream", "script"),
+    [
+        (False, say(ERROR)),
+        (True, [SSE_HEAD, *chunked([EVENT])]),
+        (True, [SSE_HEAD, *chunked([b": processing\n\n", b'data: {"choices":[{"delta":{"role":"x"}}]}\n\n', EVENT])]),
+        (True, [SSE_HEAD, *chunked([EVENT[:9], EVENT[9:]])]),
+    ],
+    ids=["whole", "stream", "after a comment and a role", "in two pieces"],
+)
+async def test_an_error_under_a_status_of_success_closes_no_circuit(
+    make_router: MakeRouter, provider: Probed, is_stream: bool, script: Script
+) -> None:
+    router = await make_router((), http=[cloud(provider)])
+    provider.answer = script
+    for _ in range(2):
+        assert (await router.ask(chat("big", stream=is_stream))).status == 200
+    assert (await health_of(router, "cloud"))["models"]["big"]["circuit"] == "open"
+    provider.answer = None
+    assert (await router.ask(chat("big", stream=is_stream))).status == 200
+    assert (await health_of(router, "cloud"))["models"]["big"]["circuit"] == "closed"
+
+
+async def test_a_failure_after_keepalives_have_begun_counts(make_router: MakeRouter, provider: Probed) -> None:
+    early = {"first_byte_commit_s": 0.01, "swap_keepalive_interval_s": 0.01}
+    router = await make_router((), http=[cloud(provider)], **early)
+    for _ in range(2):
+        goes_on = asyncio.Event()
+        provider.answer = [goes_on, *FAILING]
+        async with router.client() as client:
+            await client.send("POST", "/v1/chat/completions", chat("big", stream=True))
+            await client.head()
+            await client.until(b":")
+            goes_on.set()
+            await client.rest()
+    assert (await health_of(router, "cloud"))["models"]["big"]["circuit"] == "open"
+
+
+@pytest.mark.parametrize("refusal", [(403, {}), (429, {"code": "insufficient_quota"})])
+async def test_a_refusal_of_our_key_asks_for_the_operator_whoever_meets_it(
+    make_router: MakeRouter, provider: Probed, refusal: tuple[int, dict[str, str]]
+) -> None:
+    status, more = refusal
+    router = await make_router((), http=[cloud(provider)])
+    provider.answer = say({"error": {"message": "no", **more}}, status)
+    assert (await router.ask(chat("big"))).status == status
+    assert (await health_of(router, "cloud"))["needs_operator"]

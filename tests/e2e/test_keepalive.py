@@ -96,6 +96,27 @@ async def test_comments_come_at_the_interval(make_router: MakeRouter) -> None:
         await client.rest()
 
 
+@pytest.mark.parametrize("path", ["/completion", "/infill"])
+@pytest.mark.parametrize("fails", [False, True])
+async def test_llama_cpp_s_own_streams_are_kept_alive_and_never_end_with_done(
+    make_router: MakeRouter, path: str, fails: bool
+) -> None:
+    router = await make_router(**SOON)
+    router.engines["a"].starting.shut()
+    router.engines["a"].start_error = StartFailed("a", "a has no model file") if fails else None
+    router.engines["a"].server.script = sse(b'data: {"content": "x", "stop": true}\n\n')
+    async with router.client() as client:
+        await client.send("POST", path, chat(stream=True))
+        assert await client.head() == 200
+        assert re.fullmatch(rb": swap starting a \d+s\n\n", await client.piece())
+        router.engines["a"].starting.open()
+        rest, is_whole = await client.rest()
+    assert is_whole
+    assert b"[DONE]" not in rest
+    last = rest.split(b"\n\n")[-2]
+    assert last.startswith(b'data: {"error": {"message": "a has no' if fails else b'data: {"content": "x"'), rest
+
+
 async def test_no_text_begins_with_ping_whatever_the_engine_is_called(make_router: MakeRouter) -> None:
     """Continue reads `: ping` as an event of its own."""
     router = await make_router(("ping", "pong"), **SOON)

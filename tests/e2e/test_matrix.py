@@ -175,6 +175,18 @@ async def test_a_slow_swap_and_a_long_prefill_are_waited_out(make_router: MakeRo
 
 
 @pytest.mark.parametrize(("client", "engine"), CELLS)
+async def test_an_engine_that_is_slow_to_end_a_whole_stream_disturbs_nobody(
+    make_router: MakeRouter, client: str, engine: str
+) -> None:
+    """A blank after Ollama's last line would be a line of its own, and no JSON."""
+    router = await serving(make_router, engine, **SOON)
+    fake = router.engines["e"]
+    fake.server.script = lambda received: [*(steps := ENGINES[engine](received))[:-1], 0.1, *steps[-1:]]
+    async with connected(client, router.url) as sdk:
+        check(await sdk.chat("m", stream=True))
+
+
+@pytest.mark.parametrize(("client", "engine"), CELLS)
 async def test_a_failure_after_keepalives_raises(make_router: MakeRouter, client: str, engine: str) -> None:
     router = await serving(make_router, engine, **SOON)
     fake = router.engines["e"]

@@ -178,3 +178,19 @@ async def test_what_is_no_request_cannot_be_explained(make_router: MakeRouter, b
     router = await make_router()
     assert (await router.ask(body, path="/admin/explain")).status == 400
     assert (await router.ask(path=CHAT)).status == 405
+
+
+async def test_a_choice_that_a_translation_has_no_word_for_is_a_choice_all_the_same(make_router: MakeRouter) -> None:
+    provider = Provider()
+    await provider.listen()
+    try:
+        cloud = Remote(name="cloud", base_url=provider.url, api_key="provider-key")
+        router = await make_router((), http=[cloud], models=[{**TUNED, "engine": "cloud"}])
+        asked = {"model": "m", "max_tokens": 100, "messages": [{"role": "user", "content": "hi"}]}
+        for body, effort in (({**asked, "thinking": {"type": "adaptive"}}, None), (asked, "none")):
+            assert (await router.ask(json.dumps(body).encode(), path="/v1/messages")).status == 200
+            assert provider.received[-1].json.get("reasoning_effort") == effort
+            said = await explain(router, json.dumps(body).encode(), "?path=/v1/messages")
+            assert ("guard" in [change["step"] for change in said["targets"][0]["changes"]]) == (effort is not None)
+    finally:
+        await provider.stop()

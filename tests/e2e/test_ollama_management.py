@@ -144,6 +144,28 @@ async def test_no_other_spelling_gets_past_the_gate(make_router: MakeRouter, dae
     assert managed(*daemons) == []
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/api/delete", "/api/%64elete", "/%61pi/delete", "/api/Delete", "/api/delete/", "/api/create", "/api/copy",
+     "/api/push", f"/api/blobs/{DIGEST}"],
+)  # fmt: skip
+async def test_an_engine_s_own_path_does_not_get_past_the_gate(
+    make_router: MakeRouter, daemons: Both, path: str
+) -> None:
+    router = await box(make_router, daemons)
+    for method in METHODS:
+        refused = await router.ask(post(model="llama3"), path=f"/upstream/o1{path}", method=method)
+        assert (refused.status, "allow_destructive_ollama_api" in refused.error["message"]) == (403, True), method
+    assert managed(*daemons) == []
+
+
+async def test_with_the_switch_on_an_engine_s_own_path_passes(make_router: MakeRouter, daemons: Both) -> None:
+    router = await box(make_router, daemons, allow_destructive_ollama_api=True)
+    gone = await router.ask(post(model="llama3:latest"), path="/upstream/o1/api/delete", method="DELETE")
+    assert gone.status == 200
+    assert managed(*daemons) == ["DELETE /api/delete"]
+
+
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "GET", "POST"])
 async def test_no_other_method_and_no_override_gets_past_the_gate(
     make_router: MakeRouter, daemons: Both, method: str

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import ollama
 import pytest
 from engine_server import ok
@@ -84,6 +85,19 @@ def typed(answer: Answer, kind: str) -> Any:
     return answer.json
 
 
+async def test_no_get_of_the_whole_table_starts_an_engine(box: RouterUnderTest, daemon: OllamaDaemon) -> None:
+    filled = {"{id}": "resp_1", "{id...}": "coder", "{engine}": "llama", "{path*}": "v1/models", "{digest}": "sha256:x"}
+    paths = [r.path for r in box.router.routes.rows if r.method == "GET" and r.path != "/events"]
+    assert len(paths) > 20
+    for path in paths:
+        for name, value in filled.items():
+            path = path.replace(name, value)
+        for method in ("GET", "HEAD"):
+            answer = await box.ask(path=f"{path}?model=coder", method=method)
+            assert answer.status in (200, 400, 404, 409), (method, path)
+    nothing_was_started(box, daemon)
+
+
 # --- the clients
 
 
@@ -97,6 +111,16 @@ async def test_the_probes_of_open_webui(box: RouterUnderTest, daemon: OllamaDaem
     assert (await box.get("/api/ps")).json == {"models": []}
     listed = typed(await box.get("/v1/models"), "application/json")
     assert [m["id"] for m in listed["data"]] == expected
+    nothing_was_started(box, daemon)
+
+
+async def test_the_list_of_models_is_anthropic_s_too(box: RouterUnderTest, daemon: OllamaDaemon) -> None:
+    http = anthropic.DefaultAsyncHttpxClient(verify=False, trust_env=False)
+    async with anthropic.AsyncAnthropic(base_url=box.url, api_key="-", http_client=http) as client:
+        listed = [model async for model in client.models.list(limit=2)]
+        one = await client.models.retrieve("coder")
+    assert [(m.id, m.type) for m in listed][:2] == [("coder", "model"), ("eyes", "model")]
+    assert (one.display_name, one.created_at.tzinfo is not None) == ("Coder 30B", True)
     nothing_was_started(box, daemon)
 
 

@@ -119,7 +119,7 @@ async def test_a_start_that_fails_is_no_swap_away_from_itself(make_router: MakeR
     router = await make_router()
     router.a.start_error = StartFailed("a", "no luck")
     await router.ask(chat("a"))
-    assert router.phase("a") is Phase.COLD or await router.idle() is None
+    await router.until(lambda: router.phase("a") is Phase.COLD)
     text = (await router.get("/metrics")).body.decode()
     assert 'swap_total{from="none",to="a",result="failed"} 1' in text
 

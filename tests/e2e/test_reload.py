@@ -276,6 +276,10 @@ async def test_a_file_that_is_missing_or_unreadable_changes_nothing(tmp_path: Pa
         router.path.mkdir()
         answer = await router.reload()
         assert "a folder" in answer.error["message"]
+        router.path.rmdir()
+        os.mkfifo(router.path)  # nobody ever writes into it
+        answer = await router.reload()
+        assert "a pipe" in answer.error["message"]
         assert await router.said_by("a") == before
 
 

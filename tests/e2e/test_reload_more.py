@@ -185,3 +185,27 @@ async def test_reloads_that_are_asked_for_together_all_see_the_last_file(tmp_pat
         assert {a.status for a in await asyncio.gather(*answers)} == {200}
         assert (await router.ask(chat("x9"))).status == 200
         assert (await router.ask(chat("x8"))).status == 404
+
+
+async def test_a_stored_response_follows_the_fence_of_now_and_a_gone_engine_is_said(tmp_path: Path) -> None:
+    key = {"Authorization": "Bearer k"}
+    keys = [{"name": "k", "key": "k", "admin": True, "remote": True}]
+    async with servers("cloud") as (cloud,):
+        cloud.script = ok(b'{"id": "resp_1", "object": "response", "output": []}')
+        engines = {"a": process("a"), "cloud": {**remote(cloud), "served_models": ["big"]}}
+        async with from_file(tmp_path, engines, api_keys=keys) as router:
+            first = b'{"model": "big", "input": "x"}'
+            assert (await router.ask(first, path="/v1/responses", headers=key)).status == 200
+            router.write(engines, api_keys=[{**keys[0], "remote": False}])
+            assert (await router.reload(**key)).status == 200
+            more = b'{"model": "a", "previous_response_id": "resp_1"}'
+            assert (await router.ask(more, path="/v1/responses", headers=key)).status == 403
+            assert (await router.get("/v1/responses/resp_1", **key)).status == 403
+            assert len(cloud.received) == 1
+            router.write({"a": engines["a"]}, api_keys=[{**keys[0], "remote": False}])
+            assert (await router.reload(**key)).status == 200
+            for answer in (
+                await router.ask(more, path="/v1/responses", headers=key),
+                await router.get("/v1/responses/resp_1", **key),
+            ):
+                assert (answer.status, answer.error["code"]) == (503, "no_longer_configured")

@@ -19,7 +19,7 @@ from enginerouter.addresses import joined
 from enginerouter.config.engines import Ollama, Remote
 from enginerouter.config.load import load
 from enginerouter.config.model import ApiKey
-from enginerouter.routing.fences import is_remote, own_networks
+from enginerouter.routing.fences import is_remote, may_leave, own_networks
 from enginerouter.swap.phases import Phase
 
 
@@ -231,6 +231,8 @@ async def test_an_operators_unload_of_everything_leaves_it_usable(make_router: M
         ("http://192.168.1.6:1", True),
         ("http://172.17.0.2:1", False),
         ("http://[::1]:1", False),
+        ("http://[::ffff:127.0.0.1]:1", False),
+        ("http://[::ffff:8.8.8.8]:1", True),
         ("http://spark.local:1", False),
         ("http://ollama.example.com:1", True),
         ("http://8.8.8.8:1", True),
@@ -243,3 +245,24 @@ def test_what_leaves_this_machine(base_url: str, is_far: bool) -> None:
     assert is_remote(Ollama(name="o", base_url=base_url), own) is is_far
     assert not is_remote(Ollama(name="o", base_url=base_url, trust_local=True), own)
     assert is_remote(Remote(name="r", base_url=base_url, trust_local=True), own)
+
+
+@pytest.mark.parametrize(
+    ("host", "is_out"),
+    [
+        ("127.0.0.1", False),
+        ("localhost", False),
+        ("spark", False),
+        ("Spark.local", False),
+        ("host.docker.internal", False),
+        ("gpu-box", True),
+        ("gpu-box.local", True),
+        ("ip-10-0-0-1.internal", True),
+        ("2130706433", True),
+        ("192.168.1.6", True),
+    ],
+)
+def test_a_name_that_may_be_anybodys_is_beyond_a_fence(host: str, is_out: bool) -> None:
+    names = {"spark", "spark.local"}
+    assert may_leave(Ollama(name="o", base_url=f"http://{host}:1"), [], names) is is_out
+    assert not may_leave(Ollama(name="o", base_url=f"http://{host}:1", trust_local=True), [], names)

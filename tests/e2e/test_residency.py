@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import ollama
 import pytest
 from dialect_engines import ENGINES
-from http_servers import OllamaDaemon
+from http_servers import OllamaDaemon, say
 from router_kit import Answer, MakeRouter, RouterUnderTest, chat
 
 from enginerouter.config.engines import Ollama
@@ -53,6 +54,26 @@ async def test_an_empty_prompt_loads(make_router: MakeRouter, path: str, body: A
     assert answer.header("x-enginerouter-resolved") == "a/a"
     assert (router.phase("a"), router.phase("b")) == (Phase.READY, Phase.COLD)
     assert not router.engines["a"].server.received
+
+
+@pytest.mark.parametrize("body", [{"model": ""}, {"model": "", "keep_alive": 0}, {"messages": HI, "stream": False}])
+async def test_who_names_no_model_hears_which_one_it_was(make_router: MakeRouter, body: dict[str, Any]) -> None:
+    router = await serving(make_router)
+    await router.load("b")
+    router.engines["b"].server.script = say({"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}]})
+    answer = await router.ask(json.dumps(body).encode(), path="/api/chat")
+    assert (answer.status, answer.json["model"]) == (200, "b")
+
+
+@pytest.mark.parametrize(("keep_alive", "stays_s"), [("5m", 300.0), (-1, 1e9), (None, 1e9)])
+async def test_what_is_loaded_says_until_when_it_stays(
+    make_router: MakeRouter, keep_alive: Any, stays_s: float
+) -> None:
+    router = await serving(make_router)
+    await ask(router, "/api/generate", **({} if keep_alive is None else {"keep_alive": keep_alive}))
+    (running,) = (await router.get("/api/ps")).json["models"]
+    left_s = (datetime.fromisoformat(running["expires_at"]) - datetime.now(UTC)).total_seconds()
+    assert stays_s - 5 < left_s <= stays_s if stays_s == 300 else left_s > stays_s
 
 
 async def test_empty_embeddings_load_as_well(make_router: MakeRouter) -> None:

@@ -7,6 +7,7 @@ import json
 from itertools import pairwise
 from typing import Any
 
+import anthropic
 import pytest
 from chain_kit import refused
 from dialect_engines import ENGINES, NDJSON_HEAD, TOKENS_IN, TOKENS_OUT, VECTOR, error, ndjson
@@ -105,6 +106,32 @@ async def test_an_engine_gets_a_request_of_its_own_dialect(make_router: MakeRout
     assert answer.header("x-accel-buffering") == "no"
     assert answer.header("x-enginerouter-resolved") == "openai/openai"
     assert answer.body.startswith(b"event: message_start\n")
+
+
+@pytest.mark.parametrize(("command", "path"), [("llama-server", "/infill"), ("mlx_lm.server", "/v1/completions")])
+async def test_a_gap_is_filled_by_the_path_that_looks_at_what_follows(
+    make_router: MakeRouter, command: str, path: str
+) -> None:
+    router = await make_router({"a": {"start_cmd": (command,)}})
+    router.engines["a"].server.script = sse(b'data: {"content": "b", "stop": true, "stop_type": "eos"}\n\n')
+    body = json.dumps({"model": "a", "prompt": "a", "suffix": "c"}).encode()
+    answer = await router.ask(body, path="/api/generate")
+    [received] = router.engines["a"].server.received
+    assert received.target == path
+    assert "c" in (received.json.get("suffix"), received.json.get("input_suffix"))
+    if path == "/infill":
+        assert [(line["response"], line["done"]) for line in lines(answer)] == [("b", False), ("", True)]
+
+
+async def test_the_anthropic_sdk_finds_the_id_of_a_request(make_router: MakeRouter) -> None:
+    router = await serving(make_router, "openai")
+    http = anthropic.DefaultAsyncHttpxClient(verify=False, trust_env=False)
+    async with anthropic.AsyncAnthropic(base_url=router.url, api_key="-", http_client=http, max_retries=0) as client:
+        said = await client.messages.create(model="openai", max_tokens=5, messages=[{"role": "user", "content": "hi"}])
+        with pytest.raises(anthropic.NotFoundError) as refused:
+            await client.messages.create(model="nobody", max_tokens=5, messages=[{"role": "user", "content": "hi"}])
+    assert said._request_id
+    assert refused.value.request_id == refused.value.response.headers["x-request-id"]
 
 
 async def test_headers_that_are_given_twice_are_no_trouble(make_router: MakeRouter) -> None:

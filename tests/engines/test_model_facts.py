@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enginerouter.engines.launch_facts import facts_in_command
+from enginerouter.engines.launch_facts import facts_in_command, is_llamacpp
 from enginerouter.engines.model_facts import ASSUMED, ModelFacts, common, known
 from enginerouter.engines.said_facts import facts_in_entry, facts_in_props, facts_in_show
 
@@ -134,12 +134,40 @@ def test_the_context_on_a_command_line(command: str, length: int | None) -> None
 
 def test_what_a_command_line_says_besides() -> None:
     assert facts_in_command(["llama-server", "-m", "a.gguf", "--mmproj", "p.gguf"]).facts.also == {"vision"}
-    assert facts_in_command(["llama-server", "--model=a.gguf", "--embeddings"]).facts.also == {"embedding"}
     assert facts_in_command(["llama-server", "--model=a.gguf", "--embeddings"]).file == "a.gguf"
     assert facts_in_command(["llama-server", "-hf", "org/m:Q4"]).file is None
     assert facts_in_command(["vllm", "serve", "m"]).facts.all_capabilities == ("completion",)
     with_tools = facts_in_command(["/opt/bin/vllm", "serve", "m", "--enable-auto-tool-choice"])
     assert with_tools.facts.all_capabilities == ("completion", "tools")
+
+
+@pytest.mark.parametrize(
+    ("command", "is_one"),
+    [
+        ("llama-server -m x.gguf", True),
+        ("nice -n 5 /opt/llama.cpp/build/bin/llama-server-cuda -m x.gguf", True),
+        ("docker run --rm ghcr.io/ggml-org/llama.cpp:server -m /m/x.gguf", True),
+        ("python /opt/llama.cpp/tools/other.py", False),
+        ("vllm serve m", False),
+    ],
+)
+def test_a_llama_cpp_is_known_by_its_command(command: str, is_one: bool) -> None:
+    assert is_llamacpp(command.split()) is is_one
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "llama-server -m e.gguf --embeddings",
+        "llama-server -m e.gguf --embedding --pooling mean",
+        "llama-server -m e.gguf --reranking",
+        "python -m sglang.launch_server --model-path e --is-embedding",
+        "vllm serve e --runner pooling",
+        "vllm serve e --task=embed",
+    ],
+)
+def test_a_server_launched_for_embeddings_is_not_offered_for_chats(command: str) -> None:
+    assert facts_in_command(command.split()).facts.all_capabilities == ("embedding",)
 
 
 def test_the_first_source_that_says_anything_counts_field_by_field() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,3 +63,30 @@ def test_what_the_server_says_of_itself_counts_most_and_is_remembered(start: Sta
     router.start()
     assert router.phase("red") == "cold"
     assert length(router) == 2048
+
+
+def test_a_server_of_embeddings_is_not_offered_for_chats_before_and_after_it_ran(start: Start) -> None:
+    router = start({"red": server("--embeddings", "--pooling", "mean", "-c", "4096", "-np", "2", "--no-kv-unified")})
+    assert entry(router)["capabilities"] == ["embedding"]
+    assert router.post("/v1/embeddings", {"model": "red", "input": "x"}).status == 200
+    until(lambda: length(router) == 2048, "what the server said of itself")
+    assert entry(router)["capabilities"] == ["embedding"], "its template is one for chats"
+
+
+def test_a_model_that_fills_gaps_is_shown_so_and_gets_both_sides_of_one(start: Start, tmp_path: Path) -> None:
+    make_gguf = pytest.importorskip("make_gguf", reason="needs the `real` extra (gguf, numpy)")
+    file = make_gguf.make_gguf(tmp_path / "coder.gguf", fills_gaps=True)
+    command = [need_llama_server(), "-m", str(file), "--alias", "coder", "--port", "{port}", "--no-warmup", *ONE_THREAD]
+    router = start({"coder": {"type": "generic_process", "start_cmd": command}})
+    shown = json.loads(router.post("/api/show", {"name": "coder"}).body)
+    assert "insert" in shown["capabilities"]
+    assert ".Suffix" in shown["template"]
+
+    asked = {"model": "coder", "prompt": "coder1 coder2", "options": {"num_predict": 4, "temperature": 0}}
+    lines = router.post("/api/generate", {**asked, "suffix": "coder3 " * 9}).body.splitlines()
+    last = json.loads(lines[-1])
+    assert "coder" in "".join(json.loads(line)["response"] for line in lines)
+    assert (last["done_reason"], last["eval_count"]) == ("length", 4)
+    whole = json.loads(router.post("/api/generate", {**asked, "suffix": "coder3", "stream": False}).body)
+    assert whole["response"].count("coder") == 4
+    assert whole["prompt_eval_count"] < last["prompt_eval_count"] - 7, "the suffix was read"

@@ -62,6 +62,9 @@ def test_openai() -> None:
                 "created": 1_790_000_000,
                 "owned_by": "llama",
                 "name": "Coder 8B",
+                "type": "model",
+                "display_name": "Coder 8B",
+                "created_at": "2026-09-21T14:13:20.250000Z",
                 "status": {"value": "loaded"},
                 "capabilities": ["completion", "tools", "vision"],
                 "context_length": 32768,
@@ -76,11 +79,18 @@ def test_openai() -> None:
                 "created": CREATED,
                 "owned_by": "cloud",
                 "name": "unheard",
+                "type": "model",
+                "display_name": "unheard",
+                "created_at": "2026-01-01T00:00:00.000000Z",
                 "status": {"value": "cold"},
                 "capabilities": ["completion", "tools"],
             },
         ],
+        "has_more": False,
+        "first_id": "org/coder:8b",
+        "last_id": "unheard",
     }
+    assert openai.model_list([]) == {"object": "list", "data": [], "has_more": False, "first_id": None, "last_id": None}
 
 
 def test_ollama_tags() -> None:

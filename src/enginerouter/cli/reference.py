@@ -61,7 +61,7 @@ _HTTP_HEADERS = """
 
 | header | what |
 | --- | --- |
-| `X-Request-Id` | the id of this request in the log; a client's own is kept |
+| `X-Request-Id` | the id of this request in the log; a client's own is kept; at `/v1/messages` also as `Request-Id` |
 | `X-EngineRouter-Resolved` | `engine/model` that answered |
 | `X-EngineRouter-Attempts` | how many targets of a chain were tried |
 | `X-EngineRouter-Queue-Ms`, `X-EngineRouter-Swap-Ms` | how long it waited, and how long of that for a swap |

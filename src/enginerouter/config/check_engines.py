@@ -16,6 +16,8 @@ from enginerouter.config.report import At, Report, did_you_mean
 
 # llama.cpp: the folder that slots are saved in.
 SLOT_FOLDER_FLAG: Final = "--slot-save-path"
+# Tags of models that an Ollama daemon runs in its maker's cloud.
+_CLOUD: Final = ("-cloud", ":cloud")
 _CONTAINERS: Final = ("docker", "podman", "nerdctl")
 
 
@@ -276,10 +278,15 @@ def is_surely_remote(settings: EngineSettings) -> bool:
     """
     if settings.type == "remote":
         return True
-    if settings.trust_local or settings.base_url is None or isinstance(settings, GenericProcess | Ollama):
+    if settings.trust_local or settings.base_url is None or isinstance(settings, GenericProcess):
         return False
     host = urlsplit(settings.base_url).hostname or ""
     return not is_loopback(host) and "." in host and not host.endswith((".local", ".internal")) and not _is_ip(host)
+
+
+def is_cloud_name(settings: EngineSettings, model: str) -> bool:
+    """Whether a model is one that an Ollama daemon runs in its maker's cloud, by its tag."""
+    return settings.type == "ollama" and model.endswith(_CLOUD)
 
 
 def _is_ip(host: str) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-from enginerouter.config.check_engines import is_surely_remote
+from enginerouter.config.check_engines import is_cloud_name, is_surely_remote
 from enginerouter.config.draft import Draft
 from enginerouter.config.engines import EngineSettings, GenericProcess, Profile
 from enginerouter.config.model import Alias, Config
@@ -89,6 +89,11 @@ class _Names:
 
     def owner(self, name: str) -> EngineSettings | None:
         return self.owners.get(name)
+
+    def upstream_of(self, name: str) -> str | None:
+        """What its engine calls a declared model."""
+        model = next((m for m in self.config.models if name in (m.id, f"{m.engine}/{m.id}")), None)
+        return (model.upstream_id or model.id) if model is not None else None
 
     def direct(self, entry: str) -> tuple[str, str] | None:
         """`engine/model` split at the first slash, if its first part is an engine."""
@@ -244,7 +249,14 @@ def _check_stays_local(alias: Alias, names: _Names, report: Report) -> None:
         if settings is None and direct and names.alias(entry) is None:
             settings = names.config.engines.get(direct[0])
         if settings is not None:
-            if is_surely_remote(settings):
+            model = names.upstream_of(entry) or (direct[1] if direct else entry)
+            if is_cloud_name(settings, model):
+                report.error(
+                    (*at, "local_only"),
+                    f"leads to {entry!r}, which engine {settings.name!r} has its maker's cloud answer",
+                    "take it out of the chain, or drop local_only",
+                )
+            elif is_surely_remote(settings):
                 report.error(
                     (*at, "local_only"),
                     f"leads to {entry!r}, and engine {settings.name!r} is not on this machine",

@@ -124,7 +124,7 @@ class EngineSettings:
             "False lets a local engine live beside all others: it is never evicted and starts at once.", reload="engine"
         ),
     ] = True
-    trust_local: Annotated[bool, Key("Treat `base_url` as this machine, whatever its address.")] = False
+    trust_local: Annotated[bool, Key("Treat `base_url` as this machine, whatever its address or name.")] = False
     rollback: Annotated[bool, Key("Start this engine again if a swap away from it fails.")] = False
     keep_slots: Annotated[
         bool,

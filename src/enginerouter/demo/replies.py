@@ -19,6 +19,7 @@ Json = dict[str, Any]
 FinishReason = Literal["stop", "length"]
 
 QUOTE_WORDS = 12
+MOST_TOKENS = 1_000_000
 DIMENSIONS = 64
 
 
@@ -113,6 +114,10 @@ def _answer(
         raise Refused(400, "the limit on tokens must be a whole number of at least 1.", param="max_tokens")
     words = _reply(name, prompt)
     if body.get("ignore_eos") is True and limit is not None:  # as llama.cpp and vLLM have it
+        if limit > MOST_TOKENS:
+            raise Refused(
+                400, f"with 'ignore_eos' the limit on tokens must be at most {MOST_TOKENS}.", param="max_tokens"
+            )
         words = list(itertools.islice(itertools.cycle([" " + w.strip() for w in words]), limit))
         words[0] = words[0].strip()
     is_cut = limit is not None and (limit < len(words) or body.get("ignore_eos") is True)
@@ -287,7 +292,7 @@ def embeddings(body: Json, name: str) -> Json:
 
 
 def _vector(text: str, dimensions: int) -> list[float]:
-    draw = random.Random(text)
+    draw = random.Random(text.encode("utf-8", "surrogatepass"))  # a lone surrogate is a text too
     raw = [draw.gauss(0, 1) for _ in range(dimensions)]
     length = sum(x * x for x in raw) ** 0.5
     return [x / length for x in raw]

@@ -35,9 +35,11 @@ embeddings) are worth one; `is_strict` is for remote engines.
 | OpenAI | /v1/completions | passes | /api/generate, raw | 501 |
 | OpenAI | /v1/embeddings | passes | /api/embed | 501 |
 | Ollama | /api/chat | /v1/chat/completions | passes | /v1/messages |
-| Ollama | /api/generate | the same; raw or suffix: /v1/completions | passes | /v1/messages; raw or suffix: 501 |
+| Ollama | /api/generate | the same; raw or suffix: /v1/completions ¹ | passes | /v1/messages; raw or suffix: 501 |
 | Ollama | /api/embed, /api/embeddings | /v1/embeddings | passes | 501 |
 | Anthropic | /v1/messages | /v1/chat/completions | /api/chat | passes |
+
+¹ with a suffix, for a llama.cpp (`has_infill`): /infill, because its /v1/completions overlooks the suffix.
 
 `*_requests.py` and `*_answers.py` serve clients of a dialect, `*_engine.py` engines that speak nothing else.
 """

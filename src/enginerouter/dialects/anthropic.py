@@ -46,6 +46,9 @@ class Anthropic:
     def keepalive(self, text: str, *, has_engine_bytes: bool) -> bytes:
         return PING
 
+    def ends_with(self, events: bytes) -> bool:
+        return False  # comments and pings are nothing to any client, wherever they stand
+
     def progress(self, text: str) -> bytes:
         event = {"type": "model_switching", "status": text}
         return f"event: model_switching\ndata: {json.dumps(event)}\n\n".encode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from enginerouter.dialects.base import Asked, Times, Usage, first_choice, thinking_of, usage_of
+from enginerouter.dialects.base import Asked, Times, Usage, first_choice, thinking_of, usage_of, words_of
 from enginerouter.dialects.reading import Json, arguments_of, compact, dict_of, dicts_of, text_of
 from enginerouter.dialects.tool_calls import ToolCall, ToolCalls
 
@@ -24,7 +24,7 @@ def from_hub(asked: Asked, said: Json) -> Json:
     content: list[Json] = []
     if thinking := thinking_of(message):
         content.append({"type": "thinking", "thinking": thinking, "signature": ""})
-    if text := text_of(message.get("content")):
+    if text := words_of(message):
         content.append({"type": "text", "text": text})
     for index, call in enumerate(dicts_of(message.get("tool_calls"))):
         function = dict_of(call.get("function"))
@@ -130,7 +130,7 @@ class AnthropicWriter:
         if isinstance(delta, dict):
             if thinking := thinking_of(delta):
                 out += self._add("thinking", thinking)
-            if text := text_of(delta.get("content")):
+            if text := words_of(delta):
                 out += self._add("text", text)
             if "tool_calls" in delta:
                 for piece in dicts_of(delta["tool_calls"]):

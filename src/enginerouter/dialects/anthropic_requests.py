@@ -8,7 +8,7 @@ from enginerouter.errors import BadRequest, printable
 # Fields that have a place elsewhere in the hub, or mean something only to Anthropic's own servers.
 _TAKEN = {"system", "messages", "tools", "tool_choice", "stop_sequences", "thinking", "output_config", "metadata",
           "service_tier", "container", "cache_control", "speed", "diagnostics", "inference_geo", "context_management",
-          "mcp_servers", "betas", "stream", "max_tokens"}  # fmt: skip
+          "mcp_servers", "betas", "stream", "max_tokens", "output_format"}  # fmt: skip
 # Claude Code's own, and different in each request: it would spoil the engine's prompt cache.
 _BILLING = "x-anthropic-billing-header"
 _PART = tuple[str, Json]
@@ -32,12 +32,11 @@ def to_hub(body: Json, *, is_strict: bool) -> Json:
         number(body, key)
     if whole(body, "top_k") is not None and is_strict:
         hub.pop("top_k")
-    messages = _system(body.get("system"))
-    for index, message in enumerate(objects(body.get("messages"), "messages")):
+    if not (given := objects(body.get("messages"), "messages")):
+        raise _no_messages()
+    messages = hub["messages"] = _system(body.get("system"))
+    for index, message in enumerate(given):
         messages += _message(message, f"messages[{index}].", is_strict=is_strict)
-    if not messages:
-        raise BadRequest("'messages' is missing: it must be an array of at least one message")
-    hub["messages"] = messages
     if stop := texts(body.get("stop_sequences"), "stop_sequences"):
         hub["stop"] = stop
     _add_tools(hub, body)
@@ -45,6 +44,38 @@ def to_hub(body: Json, *, is_strict: bool) -> Json:
     if user := optional(optional(body, "metadata", dict) or {}, "user_id", str, "metadata."):
         hub["user"] = user
     return hub
+
+
+def check_prompt(body: Json) -> None:
+    """Whether a prompt has the form that any engine can count. Raises BadRequest that names the field."""
+    if not (messages := objects(body.get("messages"), "messages")):
+        raise _no_messages()
+    for index, message in enumerate(messages):
+        at = f"messages[{index}]."
+        needed(message, "role", str, at)
+        if message.get("content") is None:
+            raise _no_content(at)
+        for place, block in enumerate(_blocks(message["content"], f"{at}content")):
+            needed(block, "type", str, f"{at}content[{place}].")
+    _blocks(body.get("system"), "system")
+    objects(body.get("tools"), "tools")
+
+
+def _blocks(said: object, path: str) -> list[Json]:
+    """The blocks of a text; none where it is a plain one, or nothing."""
+    if said is None or isinstance(said, str):
+        return []
+    if not isinstance(said, list):
+        raise wrong(path, "a string or an array of blocks", said)
+    return objects(said, path)
+
+
+def _no_messages() -> BadRequest:
+    return BadRequest("'messages' is missing: it must be an array of at least one message")
+
+
+def _no_content(at: str) -> BadRequest:
+    return BadRequest(f"'{at}content' is missing: it must be a string or an array of blocks")
 
 
 # --- what is around the messages
@@ -98,8 +129,11 @@ def _add_thinking(hub: Json, body: Json, *, is_strict: bool) -> None:
     output = optional(body, "output_config", dict) or {}
     if effort := optional(output, "effort", str, "output_config."):
         hub["reasoning_effort"] = effort
-    if form := optional(output, "format", dict, "output_config."):
-        schema = needed(form, "schema", dict, "output_config.format.")
+    place, form = "output_config.format.", optional(output, "format", dict, "output_config.")
+    if form is None:
+        place, form = "output_format.", optional(body, "output_format", dict)  # its older place
+    if form:
+        schema = needed(form, "schema", dict, place)
         json_schema = {"name": "schema", "schema": schema, "strict": True}
         hub["response_format"] = {"type": "json_schema", "json_schema": json_schema}
     thinking = optional(body, "thinking", dict)
@@ -134,10 +168,8 @@ def _message(message: Json, at: str, *, is_strict: bool) -> list[Json]:
     if isinstance(content, str):
         return [{"role": role, "content": content}]
     if content is None:
-        raise BadRequest(f"'{at}content' is missing: it must be a string or an array of blocks")
-    if not isinstance(content, list):
-        raise wrong(f"{at}content", "a string or an array of blocks", content)
-    blocks = [(f"{at}content[{i}].", b) for i, b in enumerate(objects(content, f"{at}content"))]
+        raise _no_content(at)
+    blocks = [(f"{at}content[{i}].", b) for i, b in enumerate(_blocks(content, f"{at}content"))]
     if role == "assistant":
         return [_assistant(blocks, is_strict=is_strict)]
     return _turn(role, blocks)

@@ -45,6 +45,9 @@ class Dialect(Protocol):
     def keepalive(self, text: str, *, has_engine_bytes: bool) -> bytes:
         """A frame that no client takes for a part of the answer. `text` is shown where the dialect has comments."""
 
+    def ends_with(self, events: bytes) -> bool:
+        """Whether an answer is over after these events for clients that take whatever follows for more of it."""
+
     def progress(self, text: str) -> bytes:
         """The opt-in frame that says what is waited for; b"" in a dialect that has no room for one."""
 
@@ -142,6 +145,14 @@ def first_choice(said: Json) -> Json:
     if not choices:
         raise OddAnswer("it holds no choices")
     return choices[0]
+
+
+def words_of(message: Json) -> str:
+    """What a message or delta says: a string, or the texts among its parts; else why nothing is said."""
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(text_of(part.get("text")) for part in dicts_of(content))
+    return text_of(content) or text_of(message.get("refusal"))
 
 
 def thinking_of(message: Json) -> str:

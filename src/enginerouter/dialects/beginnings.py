@@ -129,6 +129,14 @@ def error_said(said: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
+def error_in_whole(body: bytes) -> ErrorSaid | None:
+    """The error that the body of a success is; None for an answer, and for what is too long to be an error."""
+    if b'"error"' not in body or len(body) > LONGEST_EVENT:
+        return None
+    found = _of_json(body)
+    return found if isinstance(found, ErrorSaid) else None
+
+
 def status_said(fields: dict[str, Any], *, unnamed: int = 500) -> int:
     """The HTTP status that an error object means; `unnamed` if it names none."""
     for key in ("status", "status_code", "http_status", "code"):

@@ -22,6 +22,7 @@ GENERATE = "/api/generate"
 EMBED = "/api/embed"
 EMBEDDINGS = "/api/embeddings"
 STREAM_PATHS = frozenset({CHAT, GENERATE, "/api/pull", "/api/push", "/api/create"})
+_DONE = re.compile(rb'"done"\s*:\s*true')
 
 
 class Ollama:
@@ -43,6 +44,10 @@ class Ollama:
 
     def keepalive(self, text: str, *, has_engine_bytes: bool) -> bytes:
         return b" "
+
+    def ends_with(self, events: bytes) -> bool:
+        # A blank after the last line would be a line of its own, which ollama-python reads as JSON.
+        return _DONE.search(events.rstrip().rpartition(b"\n")[2]) is not None
 
     def progress(self, text: str) -> bytes:
         return b""

@@ -8,7 +8,7 @@ import math
 import struct
 
 from enginerouter.dialects import ollama
-from enginerouter.dialects.base import Asked, OddAnswer, Times, Usage, first_choice, thinking_of, usage_of
+from enginerouter.dialects.base import Asked, OddAnswer, Times, Usage, first_choice, thinking_of, usage_of, words_of
 from enginerouter.dialects.reading import Json, arguments_of, compact, dict_of, dicts_of, text_of
 from enginerouter.dialects.tool_calls import ToolCalls
 
@@ -19,7 +19,7 @@ def from_hub(asked: Asked, said: Json, times: Times, now: float) -> Json:
         return _embeddings(asked, said, times, now)
     choice = first_choice(said)
     message = dict_of(choice.get("message"))
-    text = text_of(message.get("content")) or text_of(choice.get("text"))
+    text = words_of(message) or text_of(choice.get("text"))
     answer: Json = {
         "model": text_of(said.get("model")) or asked.model,
         "created_at": ollama.rfc3339(times.began_utc + now - times.began_at),
@@ -207,15 +207,15 @@ class OllamaWriter:
         delta = choice.get("delta")
         if not isinstance(delta, dict):
             delta = {}
-        text, thinking = delta.get("content") or choice.get("text"), thinking_of(delta)
+        text, thinking = words_of(delta) or text_of(choice.get("text")), thinking_of(delta)
         if "tool_calls" in delta:
             for call in dicts_of(delta["tool_calls"]):
                 self._calls.add(call)
             self._first_at = self._first_at or now
-        if not thinking and (not text or not isinstance(text, str)):
+        if not thinking and not text:
             return b""
         self._first_at = self._first_at or now
-        written = compact(text_of(text))
+        written = compact(text)
         if thinking:
             written += f',"thinking":{compact(thinking)}'
         after = self._after

@@ -19,7 +19,9 @@ COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
 EMBEDDINGS = "/v1/embeddings"
 # Only these answer `"stream": true` with an event stream; elsewhere the word means something else or nothing.
-STREAM_PATHS = frozenset({CHAT, COMPLETIONS, RESPONSES})
+# llama.cpp's own, whose streams end without [DONE].
+LLAMACPP_PATHS = frozenset({"/completion", "/infill"})
+STREAM_PATHS = frozenset({CHAT, COMPLETIONS, RESPONSES, *LLAMACPP_PATHS})
 
 
 class OpenAI:
@@ -42,6 +44,9 @@ class OpenAI:
         # After an `id:` line a blank one makes an SDK dispatch an empty event, so it is left out once there may be one.
         return f": {text}\n".encode() if has_engine_bytes else f": {text}\n\n".encode()
 
+    def ends_with(self, events: bytes) -> bool:
+        return False  # comments and pings are nothing to any client, wherever they stand
+
     def progress(self, text: str) -> bytes:
         return f"event: model_switching\ndata: {json.dumps({'status': text})}\n\n".encode()
 
@@ -52,6 +57,8 @@ class OpenAI:
         return json.dumps({"error": fields}).encode()
 
     def error_frame(self, path: str, status: int, fields: Fields) -> bytes:
+        if path in LLAMACPP_PATHS:
+            return _error_event(fields)
         return error_frame(fields, is_responses=path.startswith(RESPONSES))
 
 
@@ -85,7 +92,7 @@ def error_frame(fields: Fields, *, is_responses: bool) -> bytes:
     `error` member is what makes the SDK raise instead of handing it on as one more event.
     """
     if not is_responses:
-        return f"data: {json.dumps({'error': fields})}\n\n".encode() + DONE
+        return _error_event(fields) + DONE
     event = {
         "type": "error",
         "code": fields.get("code"),
@@ -95,6 +102,10 @@ def error_frame(fields: Fields, *, is_responses: bool) -> bytes:
         "error": fields,
     }
     return f"event: error\ndata: {json.dumps(event)}\n\n".encode()
+
+
+def _error_event(fields: Fields) -> bytes:
+    return f"data: {json.dumps({'error': fields})}\n\n".encode()
 
 
 # What the status says of an error that says nothing of itself.

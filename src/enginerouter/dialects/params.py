@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from enginerouter.dialects.thinking import Form, guard
+from enginerouter.dialects.thinking import Form, guard, has_chosen
 
 Step = Literal["strip", "default", "set", "guard", "model"]
 Json = dict[str, Any]
@@ -34,6 +34,13 @@ class ParamRules:
 
 
 NO_RULES = ParamRules()
+
+
+def of_translated(rules: ParamRules, asked: Mapping[str, Any], sent: Mapping[str, Any]) -> ParamRules:
+    """The rules for a translated request: a choice that the other dialect has no word for is one all the same."""
+    if rules.no_thinking_below is None or not has_chosen(asked) or has_chosen(sent):
+        return rules
+    return replace(rules, no_thinking_below=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from enginerouter.dialects import (
     anthropic_answers,
     anthropic_engine,
     anthropic_requests,
+    llamacpp_engine,
     ollama,
     ollama_answers,
     ollama_engine,
@@ -49,26 +50,40 @@ TRANSLATED = {
 
 
 def plan(
-    client: Dialect, path: str, body: Json, engine_api: Collection[str], *, answer_id: str, is_strict: bool = False
+    client: Dialect,
+    path: str,
+    body: Json,
+    engine_api: Collection[str],
+    *,
+    answer_id: str,
+    is_strict: bool = False,
+    has_infill: bool = False,
 ) -> Translation | None:
     """How to serve this request from an engine that speaks these dialects; None if it passes through as it is.
 
     `answer_id` becomes a part of the ids in the answer: letters, digits and `_`, unique to the request. `is_strict`: an
-    engine that refuses fields OpenAI does not have. Raises BadRequest for what cannot be said in the engine's dialect,
-    NotBuilt for a path that has no twin there.
+    engine that refuses fields OpenAI does not have; `has_infill`: it is a llama.cpp. Raises BadRequest for what cannot
+    be said in the engine's dialect, NotBuilt for a path that has no twin there.
     """
     if client.name in engine_api:
         return None
     if path not in TRANSLATED[client.name]:
         raise NotBuilt(f"{path} is not served by this engine, and cannot be translated for it")
     try:
-        return _planned(client, path, body, engine_api, answer_id, is_strict=is_strict)
+        return _planned(client, path, body, engine_api, answer_id, is_strict=is_strict, has_infill=has_infill)
     except RecursionError:
         raise BadRequest("the request body is nested too deeply") from None
 
 
 def _planned(
-    client: Dialect, path: str, body: Json, engine_api: Collection[str], answer_id: str, *, is_strict: bool
+    client: Dialect,
+    path: str,
+    body: Json,
+    engine_api: Collection[str],
+    answer_id: str,
+    *,
+    is_strict: bool,
+    has_infill: bool,
 ) -> Translation:
     hub_path, hub = path, body
     if client.name == "ollama":
@@ -83,6 +98,8 @@ def _planned(
         if hub_path != openai.CHAT:
             raise NotBuilt(f"{path} is not served by this engine: it speaks Anthropic, which has no twin of it")
         engine_path, hub = anthropic.MESSAGES, anthropic_engine.from_hub(hub)
+    elif has_infill and hub_path == openai.COMPLETIONS and "suffix" in hub:
+        engine, engine_path, hub = "llamacpp", llamacpp_engine.INFILL, llamacpp_engine.infill_of(hub)
     wants_stream = client.wants_stream(path, body)
     options = (optional(body, "stream_options", dict) or {}) if client.name == "openai" else {}
     asked = Asked(
@@ -107,7 +124,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """What to send (`path`, `body`), and how to read what comes back. `engine_dialect` is what `body` is written in."""
+    """What to send (`path`, `body`), and how to read what comes back. `engine_dialect` is what `body` is written in.
+
+    Besides the three dialects that may be "llamacpp", for a path of llama.cpp's own.
+    """
 
     client: Dialect
     engine_dialect: str
@@ -139,9 +159,8 @@ class Translation:
 
     def _to_hub(self, said: Json, times: Times) -> Json:
         asked = replace(self.asked, path=self._hub_path)
-        if self.engine_dialect == "ollama":
-            return ollama_engine.to_hub(asked, said, times)
-        return anthropic_engine.to_hub(asked, said, times) if self.engine_dialect == "anthropic" else said
+        read = _TO_HUB.get(self.engine_dialect)
+        return said if read is None else read(asked, said, times)
 
     def _shown(self, said: Json, times: Times, now: float) -> Answer:
         usage = usage_of(said)
@@ -177,8 +196,14 @@ def _openai_reader(asked: Asked) -> Reader:
     return openai.OpenAIReader()
 
 
+_TO_HUB: dict[str, Callable[[Asked, Json, Times], Json]] = {
+    "llamacpp": llamacpp_engine.to_hub,
+    "ollama": ollama_engine.to_hub,
+    "anthropic": anthropic_engine.to_hub,
+}
 _READERS: dict[str, Callable[[Asked], Reader]] = {
     "openai": _openai_reader,
+    "llamacpp": llamacpp_engine.InfillReader,
     "ollama": ollama_engine.OllamaReader,
     "anthropic": anthropic_engine.AnthropicReader,
 }

@@ -22,13 +22,20 @@ _CONTEXT_FLAGS = (
 )
 _PROJECTOR_FLAGS = ("--mmproj", "-mm", "--mmproj-url", "-mmu")
 _MODEL_FLAGS = ("-m", "--model")
-_EMBEDDING_FLAGS = ("--embedding", "--embeddings")
+# Those of llama.cpp and SGLang. A chat is refused there, or ends llama-server.
+_EMBEDDING_FLAGS = ("--embedding", "--embeddings", "--rerank", "--reranking", "--is-embedding")
+# vLLM's.
+_KIND_FLAGS = ("--runner", "--task")
+_EMBEDDING_KINDS = ("pooling", "embed", "embedding", "score", "reward", "classify")
 _UNITS = MappingProxyType({"": 1, "k": 1000, "K": 1024, "m": 10**6, "M": 1 << 20})
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What a launch says of its model. `file` is its GGUF file, as written."""
+    """What a launch says of its model. `file` is its GGUF file, as written.
+
+    Capabilities are said where flags leave no others, whatever the model could do otherwise.
+    """
 
     facts: ModelFacts = NOTHING
     file: str | None = None
@@ -36,24 +43,29 @@ class Command:
 
 def facts_in_command(argv: Sequence[str]) -> Command:
     """What a command line says of the model it serves."""
-    values = dict(_flag_values(argv, (*_CONTEXT_FLAGS, *_MODEL_FLAGS)))
+    values = dict(_flag_values(argv, (*_CONTEXT_FLAGS, *_MODEL_FLAGS, *_KIND_FLAGS)))
     contexts = [_tokens(values[flag]) for flag in _CONTEXT_FLAGS if flag in values]
     files = [values[flag] for flag in _MODEL_FLAGS if values.get(flag, "").lower().endswith(".gguf")]
-    also = set()
-    if any(word.partition("=")[0] in _PROJECTOR_FLAGS for word in argv):
-        also.add("vision")
-    if any(word in _EMBEDDING_FLAGS for word in argv):
-        also.add("embedding")
-    # vLLM refuses requests with tools unless it was told how to read calls.
-    is_without_tools = _is_vllm(argv) and "--enable-auto-tool-choice" not in argv
+    also = {"vision"} if any(word.partition("=")[0] in _PROJECTOR_FLAGS for word in argv) else set()
+    capabilities: frozenset[str] | None = None
+    if any(word in _EMBEDDING_FLAGS for word in argv) or any(values.get(f) in _EMBEDDING_KINDS for f in _KIND_FLAGS):
+        capabilities = frozenset({"embedding"})
+    elif _is_vllm(argv) and "--enable-auto-tool-choice" not in argv:
+        # vLLM refuses requests with tools unless it was told how to read calls.
+        capabilities = frozenset({"completion"})
     return Command(
         ModelFacts(
             context_length=next((n for n in contexts if n), None),
-            capabilities=frozenset({"completion"}) if is_without_tools else None,
+            capabilities=capabilities,
             also=frozenset(also),
         ),
         files[0] if files else None,
     )
+
+
+def is_llamacpp(argv: Sequence[str]) -> bool:
+    """Whether a command launches llama.cpp's server, by itself or as an image of a container."""
+    return any(Path(word).name.startswith("llama-server") or "llama.cpp:" in word for word in argv)
 
 
 def _is_vllm(argv: Sequence[str]) -> bool:

@@ -88,6 +88,7 @@ class Downstream:
         "_response",
         "_rules",
         "_sending",
+        "_sent",
         "_tail",
         "_tasks",
         "has_engine_bytes",
@@ -125,6 +126,8 @@ class Downstream:
         # Inside an event too large to be held; `_tail` is what was sent of it last.
         self._is_in_event = False
         self._tail = b""
+        # The engine's bytes that were sent last.
+        self._sent = b""
         self.has_engine_bytes = False
         # Whether what was committed is an event stream: then errors can be said in-band.
         self.is_event_stream = False
@@ -189,7 +192,7 @@ class Downstream:
             if self._response is None:
                 await self._commit(200, self._early_headers(), None)
             # No await between looking at the border and writing: nothing gets in between.
-            if self._response is not None and not self._is_writing and self._is_between_events():
+            if self._response is not None and not self._is_writing and self._has_room():
                 self.keepalives += 1
                 self.last_write_at = self._loop.time()
                 await self._response.write(self._frame())
@@ -201,10 +204,10 @@ class Downstream:
             return CIMultiDict(JSON_HEADERS)
         return CIMultiDict({"Content-Type": self._dialect.stream_type, **STREAM_HEADERS})
 
-    def _is_between_events(self) -> bool:
+    def _has_room(self) -> bool:
         if self._mode is Mode.JSON:
             return not self.has_engine_bytes
-        return not self._is_in_event
+        return not self._is_in_event and not self._dialect.ends_with(self._sent)
 
     def _frame(self) -> bytes:
         if self._mode is Mode.JSON:
@@ -257,6 +260,7 @@ class Downstream:
             if not chunk:
                 return
         self.has_engine_bytes = True
+        self._sent = chunk
         self.last_write_at = now
         self._is_writing = True
         try:

@@ -58,9 +58,10 @@ class ReusedConnectionFailed(Exception):
 class Upstream:
     """The connections to one engine. `headers` (its key and configured ones) go out with every request.
 
-    `dialects` are those that it speaks; `is_strict`: it refuses fields that its dialect does not have. `is_server`: not
-    a process of ours, so that it may be another router; `is_router` whether it is one, None until an answer has told;
-    `instance` is that router's id, once it has said it.
+    `dialects` are those that it speaks; `is_strict`: it refuses fields that its dialect does not have; `has_infill`: it
+    is a llama.cpp, with its own path for filling gaps. `is_server`: not a process of ours, so that it may be another
+    router; `is_router` whether it is one, None until an answer has told; `instance` is that router's id, once it has
+    said it.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Upstream:
         is_server: bool = False,
         dialects: Collection[str] = ("openai",),
         is_strict: bool = False,
+        has_infill: bool = False,
     ) -> None:
         self.engine = engine
         self.instance: str | None = None
@@ -83,6 +85,7 @@ class Upstream:
             is_server=is_server,
             dialects=dialects,
             is_strict=is_strict,
+            has_infill=has_infill,
         )
         self._session: ClientSession | None = None
         self._urls: dict[tuple[str, str], URL] = {}
@@ -95,10 +98,12 @@ class Upstream:
         is_server: bool = False,
         dialects: Collection[str] = ("openai",),
         is_strict: bool = False,
+        has_infill: bool = False,
     ) -> None:
         """Ask like this from now on, also for those who have waited since before; what is open stays open."""
         self.dialects = dialects
         self.is_strict = is_strict
+        self.has_infill = has_infill
         self.headers = dict(headers)
         self.is_server = is_server
         self.is_router: bool | None = None

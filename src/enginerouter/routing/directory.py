@@ -185,7 +185,7 @@ class Directory:
         found = self._names.get(name) or self._by_alias(name) or self._live(name)
         if found is not None and (may_name(found.asked) or _is_permitted(found, name, may_name)):
             return found
-        raise UnknownModel(name, self._suggestions(may_name))
+        raise UnknownModel(name, self.suggestions(may_name))
 
     def resolve(self, name: str | None, may_name: MayName, resident: Callable[[], SlotId | None]) -> Target:
         """As `route`; of a chain, its first target."""
@@ -193,10 +193,11 @@ class Directory:
         if isinstance(found, Target):
             return found
         if not found.targets:
-            raise UnknownModel(found.unknown[0] if found.unknown else found.asked, self._suggestions(may_name))
+            raise UnknownModel(found.unknown[0] if found.unknown else found.asked, self.suggestions(may_name))
         return found.targets[0]
 
-    def _suggestions(self, may_name: MayName) -> list[str]:
+    def suggestions(self, may_name: MayName) -> list[str]:
+        """The names that an unknown one is compared with."""
         shown = [*(m.id for m in self._listed), *(a.name for a in self._chains.values() if not a.hidden)]
         return [name for name in shown if may_name(name)]
 
@@ -318,7 +319,7 @@ class Directory:
         if isinstance(found, Chain):
             listed = self._listed_chain(found)
             if listed is None:
-                raise UnknownModel(name, self._suggestions(may_name))
+                raise UnknownModel(name, self.suggestions(may_name))
             return replace(listed, id=name, display_name=name)
         entries = {m.id: m for m in self._all()}
         exact = entries.get(name)

@@ -22,6 +22,7 @@ from enginerouter.errors import (
     Forbidden,
     KeyRefused,
     LeaseCut,
+    NoFittingTarget,
     NoHealthyTarget,
     RouterError,
     ShuttingDown,
@@ -42,6 +43,10 @@ SLOW = "would_take_longer"
 # Reasons of failures that others ask for.
 KEY_REFUSED = "key_refused"
 RATE_LIMITED = "rate_limited"
+
+MISMATCH = "mismatch"
+# What the same request would meet again. Not `UNKNOWN`: the engine that has it may only be down.
+INCURABLE = frozenset({FENCED, UNCONFIGURED, OTHER_VECTORS, LOOP, KEY_REFUSED, MISMATCH})
 
 EMBEDDINGS = frozenset({"/v1/embeddings", "/api/embed", "/api/embeddings"})
 _BILLABLE = ("/v1/audio/", "/v1/images/")
@@ -195,6 +200,9 @@ _MISMATCH_TEXT = re.compile(
     re.IGNORECASE,
 )
 _NOT_TAKEN = re.compile(r"(image|audio|video) input is not supported", re.IGNORECASE)
+_OUR_KEY_WORDS = frozenset({"insufficient_quota", "invalid_api_key", "billing_hard_limit_reached"})
+# Gemini says 400 of a key that it does not know, and Anthropic of an account without credit.
+_OUR_KEY_TEXT = re.compile(r"api key (is )?(not valid|invalid|expired)|credit balance is too low", re.IGNORECASE)
 _MODERATED = re.compile(r"moderation|content_policy|content_filter|flagged", re.IGNORECASE)
 
 
@@ -222,15 +230,17 @@ def of_answer(
     if status == 508:
         return Failure(LOOP, status=status, is_untouched=True)
     if status == 501 or _is_mismatch(status, error, words):
-        return Failure("mismatch", status=status, is_untouched=True) if takes_mismatch else None
+        return Failure(MISMATCH, status=status, is_untouched=True) if takes_mismatch else None
     if status in (408, 425) or status >= 500:
         return Failure(f"http_{status}", "failed", status, is_untouched=status == 425)
     return None
 
 
 def _is_about_our_key(status: int, error: Mapping[str, Any], words: set[str]) -> bool:
-    if "insufficient_quota" in words or status in (401, 402):
+    if words & _OUR_KEY_WORDS or status in (401, 402):
         return True
+    if status == 400:
+        return bool(_OUR_KEY_TEXT.search(str(error.get("message"))))
     # Providers use 403 for refused content as well, which is the caller's.
     return status == 403 and not _MODERATED.search(f"{words} {error.get('message')} {error.get('metadata')}")
 
@@ -293,8 +303,10 @@ def nothing_left(
         shown.append(
             {"engine": engine if slash else None, "model": model if slash else entry, "reason": UNKNOWN, "seconds": 0.0}
         )
-    told = "; ".join(_told(entry) for entry in shown)
-    return NoHealthyTarget(f"no target of {asked!r} could answer: {told}", shown, retry_after_s=retry_after_s)
+    told = f"no target of {asked!r} could answer: {'; '.join(_told(entry) for entry in shown)}"
+    if reasons and reasons <= INCURABLE:
+        return NoFittingTarget(told, shown)
+    return NoHealthyTarget(told, shown, retry_after_s=retry_after_s)
 
 
 def _told(shown: Mapping[str, Any]) -> str:

@@ -105,12 +105,17 @@ class Router:
         self._surface = Surface(config, self._lasting, self.engines, open_cache(config.cache, self._tasks))
         # Of earlier configurations: requests that began with them may still wait for an answer.
         self._earlier: list[Discovery] = []
-        self._edge = Edge(self._surface.rules, BufferBudget(config.max_buffered_mib * MIB))
+        self._edge = Edge(self._surface.rules, BufferBudget(config.max_buffered_mib * MIB, self._until_served_s))
         self._tls: ssl.SSLContext | None = None
         self._is_up = asyncio.Event()
         self._runner: web.ServerRunner | None = None
         self._taking_over: asyncio.Task[None] | None = None
         self.port = 0
+
+    def _until_served_s(self) -> float | None:
+        """When the first of those who wait may be served; None if nobody waits."""
+        waited_for = (slot.id for slot in self.coordinator.slots.values() if slot.queue)
+        return min((self.coordinator.eta_s(slot) for slot in waited_for), default=None)
 
     def _made_to_last(self) -> Lasting:
         return Lasting(

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from enginerouter.dialects.base import Dialect
 from enginerouter.dialects.openai import RESPONSES
-from enginerouter.dialects.params import NO_RULES, ParamRules, changed
+from enginerouter.dialects.params import NO_RULES, ParamRules, changed, of_translated
 from enginerouter.dialects.reading import Json
 from enginerouter.dialects.translation import OPENAI, Translation, dialect_of, payload, plan
 from enginerouter.errors import BadRequest
@@ -94,11 +94,21 @@ class Ask:
             return _renamed(self.body, self._parsed, model) if changes else self.body
         return _written(body) if len(self.body) <= THREAD_BYTES else await asyncio.to_thread(_written, body)
 
-    async def translation_for(self, engine_api: Collection[str], answer_id: str, *, is_strict: bool) -> Translation:
+    async def translation_for(
+        self, engine_api: Collection[str], answer_id: str, *, is_strict: bool, has_infill: bool
+    ) -> Translation:
         """How an engine that does not speak this dialect is asked. Raises BadRequest or NotBuilt."""
 
         def planned() -> Translation:
-            found = plan(self.dialect, self.path, self._parsed, engine_api, answer_id=answer_id, is_strict=is_strict)
+            found = plan(
+                self.dialect,
+                self.path,
+                self._parsed,
+                engine_api,
+                answer_id=answer_id,
+                is_strict=is_strict,
+                has_infill=has_infill,
+            )
             assert found is not None, "it is for engines that speak another dialect"
             return found
 
@@ -106,6 +116,8 @@ class Ask:
 
     async def translated_body(self, translation: Translation, model: str, rules: ParamRules = NO_RULES) -> bytes:
         """What a target gets of a translated request, after what the model's settings change. Raises BadRequest."""
+
+        rules = of_translated(rules, self._parsed, translation.body)
 
         def written() -> bytes:
             return payload(changed(translation.path, translation.body, rules, model)[0])

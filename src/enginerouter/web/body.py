@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MIB = 1024 * 1024
 # Multipart bodies above this go to a file.
 SPOOL_BYTES = MIB
+# When to come back, where nobody waits for an engine: bodies are still on their way in.
 FULL_RETRY_S = 5.0
 
 
@@ -39,23 +40,32 @@ class BodyLimits:
 
 
 class BufferBudget:
-    """How much memory the bodies of all waiting requests may take together. Plain functions: nothing is awaited."""
+    """How much memory the bodies of all waiting requests may take together. Plain functions: nothing is awaited.
 
-    __slots__ = ("max_bytes", "used_bytes")
+    `until_room_s`: the seconds until the first of those who wait may be served, which makes room; None: not known.
+    """
 
-    def __init__(self, max_bytes: int) -> None:
+    __slots__ = ("_until_room_s", "max_bytes", "used_bytes")
+
+    def __init__(self, max_bytes: int, until_room_s: Callable[[], float | None] = lambda: None) -> None:
         self.max_bytes = max_bytes
         self.used_bytes = 0
+        self._until_room_s = until_room_s
 
-    def check(self, size: int) -> None:
+    def check(self, size: int, taken: int = 0) -> None:
+        """Raises TooLarge if a body that has `taken` so much would never have room, QueueFull if it has none now."""
+        if taken + size > self.max_bytes:
+            mib = self.max_bytes // MIB
+            raise TooLarge(f"the request body is larger than max_buffered_mib allows for all together ({mib} MiB)")
         if self.used_bytes + size > self.max_bytes:
+            until_s = self._until_room_s()
             raise QueueFull(
                 "the router holds as many waiting request bodies as max_buffered_mib allows; try again soon",
-                retry_after_s=FULL_RETRY_S,
+                retry_after_s=FULL_RETRY_S if until_s is None else until_s,
             )
 
-    def take(self, size: int) -> None:
-        self.check(size)
+    def take(self, size: int, taken: int = 0) -> None:
+        self.check(size, taken)
         self.used_bytes += size
 
     def give(self, size: int) -> None:
@@ -83,7 +93,7 @@ class Body:
         self._copy = copy
 
     def charge(self, size: int) -> None:
-        self._budget.take(size)
+        self._budget.take(size, self._charged)
         self._charged += size
 
     def refund(self) -> None:

@@ -131,7 +131,7 @@ class Control:
         status: shapes.SlotStatus = {
             "slot": str(slot.id),
             "engine": slot.id.engine,
-            "models": self._naming.directory.models_of(slot.id, identity.may_name),
+            "models": self._naming.models_of(slot.id, identity),
             "phase": slot.phase.value,
             "phase_s": round(now - slot.phase_since, 1) if slot.phase_since else None,
             "in_flight": len(slot.leases),
@@ -195,14 +195,15 @@ class Control:
 
     async def reset(self, call: EdgeCall) -> web.StreamResponse:
         """Close start and health circuits of what is named, or of everything; free once more what would not go."""
-        asked = await _asked(call)
-        slots = await self._named(asked, call.identity) if asked else list(self._coordinator.slots)
-        if "model" in asked:
-            targets = await self._targets(asked["model"], asked.get("engine"), call.identity)
+        asked = await self._object(call, {"engine", "model"})
+        model, engine = asked.get("model"), asked.get("engine")
+        if isinstance(model, str) and isinstance(engine, str | None):
+            targets = await self._targets(model, engine, call.identity)
             slots = list(dict.fromkeys(t.slot for t in targets))
             closed = [key for t in targets for key in self._health.reset(t.engine, t.model_id)]
         else:
-            closed = self._health.reset(asked.get("engine"))
+            slots = await self._named(asked, call.identity) if asked else list(self._coordinator.slots)
+            closed = self._health.reset(engine)
         for slot in slots:
             self._coordinator.reset(slot)
         circuits = [engine if model is None else f"{engine}/{model}" for engine, model in closed]
@@ -212,13 +213,17 @@ class Control:
         """What a name leads to; of a chain all its targets, or those of one engine."""
         route = await self._naming.route(model, identity)
         targets = [route] if isinstance(route, Target) else route.targets
-        return [t for t in targets if engine in (None, t.engine) and not self._naming.is_fenced(t, identity)]
+        found = [t for t in targets if engine in (None, t.engine) and not self._naming.is_fenced(t, identity)]
+        if not found and engine is not None:
+            known = " and ".join(dict.fromkeys(repr(t.engine) for t in targets))
+            raise BadRequest(f"model {printable(model)!r} belongs to {known}, not to engine {printable(engine)!r}")
+        return found
 
     # --- the routes of the sidecar that profiles come from
 
     async def models_available(self, call: EdgeCall) -> web.StreamResponse:
         """What can be switched to, as a sidecar for profiles told it."""
-        listed = [m for m in self._naming.directory.listed(call.identity.may_name) if m.alias_of is None]
+        listed = [m for m in await self._naming.listed(call.identity) if m.alias_of is None]
         models = [
             {"id": m.id, "name": m.display_name, "engine": m.engine, "status": self._phase(m.slot)} for m in listed
         ]
@@ -232,7 +237,7 @@ class Control:
         active, switching = self._active(call.identity), None
         if swaps and swaps[0].plan.target is not None:
             target = swaps[0].plan.target
-            models = self._naming.directory.models_of(target, call.identity.may_name)
+            models = self._naming.models_of(target, call.identity)
             seconds = round(now - swaps[0].began_at, 2)
             switching = {"model": models[0] if models else None, "step": swaps[0].step, "seconds": seconds}
         status = "switching" if switching else "ready" if active is not None else "idle"
@@ -248,10 +253,11 @@ class Control:
         return await self._swap_to(target.slot, call)
 
     def _active(self, identity: Identity) -> str | None:
-        """The model that was used last, of those that are ready."""
-        ready = [s for s in self._coordinator.slots.values() if s.phase is Phase.READY]
+        """The model that was used last, of those that are ready on this machine."""
+        slots = self._coordinator.slots.values()
+        ready = [s for s in slots if s.phase is Phase.READY and self._naming.is_here(s.id)]
         for slot in sorted(ready, key=lambda s: s.active_at, reverse=True):
-            if models := self._naming.directory.models_of(slot.id, identity.may_name):
+            if models := self._naming.models_of(slot.id, identity):
                 return models[0]
         return None
 

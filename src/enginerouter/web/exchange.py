@@ -17,6 +17,13 @@ from aiohttp import ClientResponse, hdrs, web
 from multidict import CIMultiDict, istr
 
 from enginerouter.cache.answers import Question
+from enginerouter.dialects.beginnings import (
+    Beginning,
+    ErrorSaid,
+    FirstEvent,
+    StreamKind,
+    error_in_whole,
+)
 from enginerouter.dialects.openai import engine_error_fields
 from enginerouter.dialects.params import NO_RULES
 from enginerouter.dialects.usage import TAIL_BYTES, usage_said
@@ -43,6 +50,8 @@ from enginerouter.web.responses import ResponseOwners
 from enginerouter.web.telemetry import Record, Telemetry
 
 log = logging.getLogger(__name__)
+
+STREAMS: Mapping[str, StreamKind] = {"text/event-stream": "sse", "application/x-ndjson": "ndjson"}
 
 RESOLVED = istr("X-EngineRouter-Resolved")
 ATTEMPTS = istr("X-EngineRouter-Attempts")
@@ -116,6 +125,8 @@ class Exchange:
         self._clock: asyncio.Timeout | None = None
         self._retry_after_s: float | None = None
         self._error: Mapping[str, Any] = {}
+        # Whether what has come of the answer could still turn out to be an error.
+        self._is_undecided = False
         # What was read of the answer already, to see what it is.
         self._seen = b""
         self._client = client or waiting_client(around.keepalive, call, ask, self.progress, around.tasks)
@@ -245,11 +256,19 @@ class Exchange:
         if self._record.first_byte_at is None:
             self._record.first_byte_at = time.monotonic()
         self._stop_clock()
-        status = self._record.status
-        if status < 400:
+        if self._record.status >= 400:
+            weigh(self._verdict, self._failure_in(self._record.status))
+        elif not self._is_undecided:
             self._verdict.succeeded()
+
+    def _judge_first(self, found: Beginning) -> None:
+        """What came first under a status of success is the verdict: an answer, or an error all the same."""
+        self._is_undecided = False
+        if isinstance(found, ErrorSaid):
+            self._error = found.fields
+            weigh(self._verdict, self._failure_in(found.status))
         else:
-            weigh(self._verdict, self._failure_in(status))
+            self._verdict.succeeded()
 
     def _stop_clock(self) -> None:
         if self._clock is not None:
@@ -257,11 +276,10 @@ class Exchange:
 
     def _failure_in(self, status: int) -> Failure | None:
         """What an answer says of its target, by its status and as much of its error as has come."""
-        is_refusal = status in (401, 402) and self._around.naming.has_our_key(self._target)
         return walk.of_answer(
             status,
             self._error,
-            has_our_key=is_refusal,
+            has_our_key=self._around.naming.has_our_key(self._target),
             takes_mismatch=False,
             retry_after_s=self._retry_after_s,
             cool_downs=self._around.cool_downs,
@@ -335,6 +353,8 @@ class Exchange:
             body = await self._read(answer)
             if answer.status >= 400:
                 body = self._noted(answer, body)
+            elif (found := self._error_in(answer, body)) is not None:
+                self._judge_first(found)
             self._first_byte()
             if self._ask.is_responses and answer.status < 400:
                 self._owners.note(body, self._target, self._call.identity.name)
@@ -365,8 +385,8 @@ class Exchange:
         if not client.is_event_stream:
             return await self._relay_into_json(answer, lease)
         if answer.status >= 400:
-            body = await self._read(answer, at_most=ERROR_BYTES)
-            self._log_refusal(answer, body)
+            body = self._noted(answer, await self._read(answer, at_most=ERROR_BYTES))
+            weigh(self._verdict, self._failure_in(answer.status))
             return await end_stream(client, self._ask, answer.status, engine_error_fields(answer.status, body))
         self._check_form(answer)
         await client.comment(f"served by {self._target.label}")
@@ -401,11 +421,15 @@ class Exchange:
             raise await self._broken(error) from error
         if answer.status >= 400:
             chunk = self._noted(answer, chunk)
+        beginning = self._beginning_of(answer, chunk)
         self._first_byte()
         seen, is_looking = b"", self._ask.is_responses
         first, before, last = chunk, b"", b""
         copy = Copy(self._question, answer) if self._question is not None else None
         while chunk:
+            if beginning is not None and (found := beginning.feed(chunk)) is not None:
+                beginning = None
+                self._judge_first(found)
             if copy is not None:
                 copy.add(chunk)
             if is_looking:
@@ -425,6 +449,22 @@ class Exchange:
             await asyncio.sleep(UNFRAMED_NOTICE_S)
         elif copy is not None:
             copy.whole()
+
+    def _error_in(self, answer: ClientResponse, said: bytes) -> ErrorSaid | None:
+        """The error that a JSON answer of status 200 is."""
+        return error_in_whole(said) if answer.content_type == "application/json" else None
+
+    def _beginning_of(self, answer: ClientResponse, first: bytes) -> FirstEvent | None:
+        """Of a stream, what tells an answer from an error; of anything else, the first piece is judged at once."""
+        if answer.status >= 400 or is_packed(answer):
+            return None
+        kind = STREAMS.get(answer.content_type)
+        if kind is not None:
+            self._is_undecided = True
+            return FirstEvent(kind)
+        if (found := self._error_in(answer, first)) is not None:
+            self._judge_first(found)
+        return None
 
     async def _piece(self, answer: ClientResponse) -> bytes:
         """What has come of the body since the last one; b"" at its end."""

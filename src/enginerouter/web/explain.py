@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
-from enginerouter.dialects.params import changed, told
+from enginerouter.dialects.params import changed, of_translated, told
 from enginerouter.dialects.translation import dialect_of, plan
 from enginerouter.errors import BadRequest, NotBuilt, RouterError
 from enginerouter.proxy.upstream import Upstream
@@ -76,14 +76,23 @@ class Explain:
             return {"target": target.label if identity.is_admin else None, "passed_over": passed_over, "refused": None}
         wait = self._wait(target, identity)
         engine = self._upstreams[target.engine]
-        sent_path, body = path, asked
+        sent_path, body, rules = path, asked, self._params.of(target)
         try:
-            translation = plan(dialect_of(path), path, asked, engine.dialects, answer_id="", is_strict=engine.is_strict)
+            translation = plan(
+                dialect_of(path),
+                path,
+                asked,
+                engine.dialects,
+                answer_id="",
+                is_strict=engine.is_strict,
+                has_infill=engine.has_infill,
+            )
             if translation is not None:
                 sent_path, body = translation.path, translation.body
+                rules = of_translated(rules, asked, body)
         except (BadRequest, NotBuilt) as refused:
             wait["refused"] = wait["refused"] or {"code": refused.code, "message": refused.message}
-        _, changes = changed(sent_path, body, self._params.of(target), target.upstream_model)
+        _, changes = changed(sent_path, body, rules, target.upstream_model)
         return {
             "target": target.label,
             "model": target.upstream_model,

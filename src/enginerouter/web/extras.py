@@ -24,6 +24,7 @@ from enginerouter.web.body import Body
 from enginerouter.web.edge import EdgeCall
 from enginerouter.web.json_body import json_object, model_of
 from enginerouter.web.naming import Naming, anything, nothing_resident
+from enginerouter.web.ollama_management import is_destructive, switched_off
 from enginerouter.web.passing import RawBody, pass_on
 from enginerouter.web.telemetry import Record, Recorded, Telemetry
 
@@ -45,12 +46,15 @@ class Extras:
         telemetry: Telemetry,
         upstreams: Mapping[str, Upstream],
         addresses: Mapping[SlotId, str],
+        *,
+        allows_destructive: bool,
     ) -> None:
         self._naming = naming
         self._coordinator = coordinator
         self._telemetry = telemetry
         self._upstreams = upstreams
         self._addresses = addresses
+        self._allows_destructive = allows_destructive
 
     async def look(self, call: EdgeCall) -> web.StreamResponse:
         """llama.cpp's tokenizer by model; of a chain, the first target in memory. Never loads: 409 where none is."""
@@ -72,6 +76,8 @@ class Extras:
     async def upstream(self, call: EdgeCall) -> web.StreamResponse:
         """Any path of an engine, as it is. A GET loads nothing."""
         engine, path = call.params["engine"], "/" + call.params["path"]
+        if is_destructive(path) and not self._allows_destructive:
+            raise switched_off(f"{call.request.method} {printable(path)} of an engine")
         with self._recorded(call) as record:
             record.asked = engine if engine in self._upstreams else ""
             body = await call.read_body()

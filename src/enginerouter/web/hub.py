@@ -25,13 +25,15 @@ REMEMBERED = 50
 class Event:
     """`data` is what goes out as JSON; its `admin_only` keys may tell of what another key must not know.
 
-    `slots` and `names` say what it is about: a key that is no admin's must be allowed one of them.
+    `slots` and `names` say what it is about: a key that is no admin's must be allowed one of them. `served_by`, if
+    anything, is an `engine/model` that it must be allowed to hear of besides.
     """
 
     name: str
     data: Mapping[str, Any]
     slots: tuple[SlotId, ...] = ()
     names: tuple[str, ...] = ()
+    served_by: str = ""
     admin_only: tuple[str, ...] = ()
 
     def public(self) -> Event:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from aiohttp import web
 from multidict import istr
 
 from enginerouter.dialects.anthropic import estimated_tokens
+from enginerouter.dialects.anthropic_requests import check_prompt
 from enginerouter.dialects.ollama import residency_asked
 from enginerouter.dialects.translation import OLLAMA, dialect_of
 from enginerouter.errors import LoopDetected
 from enginerouter.proxy.headers import VIA
 from enginerouter.routing import walk
-from enginerouter.routing.target import Chain, Route
+from enginerouter.routing.target import Chain, Route, Target
 from enginerouter.web.ask import Ask, understand
 from enginerouter.web.counting import counted
 from enginerouter.web.edge import EdgeCall
@@ -64,13 +67,28 @@ class Inference:
     async def _route(self, call: EdgeCall, ask: Ask) -> Route:
         before = ask.previous_response_id
         if before is not None and (owned := self._around.owners.known(before, call.identity.name)) is not None:
-            return owned
+            return await self._pinned(owned, call, ask)
         return await self._naming.route(ask.model, call.identity, self._naming.resident)
+
+    async def _pinned(self, owned: Target, call: EdgeCall, ask: Ask) -> Target:
+        """Who made the response that a request goes on with: also where another model is named, but within its fence.
+
+        Raises Forbidden: of what must not leave the machine, nothing goes on elsewhere.
+        """
+        stays_local = owned.stays_local
+        if ask.model is not None:
+            named = await self._naming.route(ask.model, call.identity)
+            targets = (named,) if isinstance(named, Target) else named.targets
+            stays_local = stays_local or (bool(targets) and all(t.stays_local for t in targets))
+        pinned = replace(owned, stays_local=stays_local)
+        self._naming.check_fence(pinned, call.identity)
+        return pinned
 
     async def follow(self, call: EdgeCall) -> web.StreamResponse:
         """GET, DELETE or cancel of a stored response: goes to the engine that made it, and never swaps."""
         with self._recorded(call) as record:
             target = self._around.owners.owner(call.params["id"], call.identity.name)
+            self._naming.check_fence(target, call.identity)
             record.name(target)
             body = await call.read_body()
             exchange = AnyExchange(
@@ -89,6 +107,7 @@ class Inference:
             record.asked = ask.model or ""
             target = one_target(await self._route(call, ask), self._naming, self._around, call)
             record.name(target)
+            check_prompt(ask.json)
             count = await counted(self._around, call, ask, target, is_remote=self._naming.is_remote(target))
             headers = {RESOLVED: target.label}
             if count is None:

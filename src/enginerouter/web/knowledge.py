@@ -79,11 +79,13 @@ class Knowledge:
     def facts_of(self, target: Target) -> ModelFacts:
         """What is known of a target."""
         how = self._launched.get(target.slot)
-        said = (_configured(self._models.get(target.model_id)), self._naming.said_of(target))
+        configured, listed = _configured(self._models.get(target.model_id)), self._naming.said_of(target)
         if how is None:
-            return known(*said)
+            return known(configured, listed)
         of_file = self._files.of(how.file) if how.file is not None else None
-        return known(*said, self._learned.of(target.slot, how.digest), how.command.facts, of_file)
+        learned, command = self._learned.of(target.slot, how.digest), how.command.facts
+        # What flags leave a model to do counts more than what it could: an embedder's template is one for chats.
+        return known(configured, ModelFacts(capabilities=command.capabilities), listed, learned, command, of_file)
 
     # --- the parts
 
@@ -117,7 +119,7 @@ class Knowledge:
         slot = self._coordinator.slots.get(at)
         if slot is None:
             return entry
-        idle_s, expires_utc = slot.spec.idle_unload_s, None
+        idle_s, expires_utc = slot.idle_unload_s, None
         if idle_s is not None and not slot.is_busy:
             expires_utc = time.time() + max(0.0, slot.active_at + idle_s - time.monotonic())
         return replace(entry, held_bytes=slot.learned.held_bytes, expires_utc=expires_utc)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 
 from enginerouter.config.model import Alias, EngineSettings
 from enginerouter.engines.discovery import Discovery
 from enginerouter.engines.loaded import Listing
 from enginerouter.engines.model_facts import ModelFacts
-from enginerouter.errors import Forbidden, UnknownModel
+from enginerouter.errors import Forbidden, UnknownModel, printable
 from enginerouter.routing import fences
 from enginerouter.routing.directory import Directory, Listed, respelt
 from enginerouter.routing.target import Chain, Route, Target
@@ -16,7 +17,7 @@ from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.phases import Phase
 from enginerouter.web.keys import Identity
-from enginerouter.web.machine import own_networks
+from enginerouter.web.machine import own_names, own_networks
 
 # Headers by which engines are told who pays.
 KEY_HEADERS = frozenset({"authorization", "x-api-key", "api-key", "x-goog-api-key"})
@@ -45,6 +46,8 @@ class Naming:
         self._said_facts: dict[str, Mapping[str, ModelFacts]] = {}
         own = own_networks()
         self._remote = frozenset(name for name, settings in engines.items() if fences.is_remote(settings, own))
+        names = own_names()
+        self._fenced = frozenset(name for name, e in engines.items() if fences.may_leave(e, own, names))
 
     def attach(self, discovery: Discovery) -> None:
         self._discovery = discovery
@@ -62,10 +65,9 @@ class Naming:
         try:
             route = self.directory.route(name, identity.may_name, resident)
         except UnknownModel as unknown:
-            route = await self._ask_engines(name or unknown.model, identity, unknown)
+            route = await self._ask_engines(name or unknown.model, identity)
         if isinstance(route, Target):
-            if (route.stays_local or not identity.may_use_remote) and self.is_fenced(route, identity):
-                raise _beyond_fence(route)
+            self.check_fence(route, identity)
             self._coordinator.add(route.slot)
             return route
         if route.unknown and self._discovery is not None and await self._discovery.freshen(CATALOGUE_PATIENCE_S):
@@ -89,28 +91,56 @@ class Naming:
         return next((t for t in usable if not self.is_remote(t)), usable[0])
 
     def resident(self) -> SlotId | None:
-        """What serves a request without a model, where no default is configured: the slot that was last in use."""
-        ready = [s for s in self._coordinator.slots.values() if s.phase is Phase.READY]
-        return max(ready, key=lambda s: s.active_at).id if ready else None
+        """What serves a request without a model, where no default is configured: the slot here that was last in use.
+
+        One that holds memory before one that is always there; never what is on another machine, which nobody named.
+        """
+        ready = [s for s in self._coordinator.slots.values() if s.phase is Phase.READY and self.is_here(s.id)]
+        return max(ready, key=lambda s: (s.spec.holds_memory, s.active_at)).id if ready else None
+
+    def is_here(self, slot: SlotId) -> bool:
+        """Whether its engine is one of this machine."""
+        return slot.engine not in self._remote
+
+    def check_fence(self, target: Target, identity: Identity) -> None:
+        """Raises Forbidden for what `is_fenced`."""
+        if self.is_fenced(target, identity):
+            raise _beyond_fence(target)
 
     def is_fenced(self, target: Target, identity: Identity) -> bool:
-        """Whether a request of this key for the target would leave the machine and may not."""
-        return (target.stays_local or not identity.may_use_remote) and self.is_remote(target)
+        """Whether a request of this key for the target would leave the machine, or might, and may not."""
+        if identity.may_use_remote and not target.stays_local:
+            return False
+        return target.engine in self._fenced or self.is_remote(target)
 
-    async def _ask_engines(self, name: str, identity: Identity, unknown: UnknownModel) -> Route:
+    async def _ask_engines(self, name: str, identity: Identity) -> Route:
         """Engines may have a model by now that they had not when they were asked last."""
         discovery = self._discovery
         if discovery is None:
-            raise unknown
+            raise self._unknown(name, identity)
         if await discovery.freshen(PATIENCE_S):
-            try:
+            with suppress(UnknownModel):
                 return self.directory.route(name, identity.may_name, nothing_resident)
-            except UnknownModel as still:
-                unknown = still
         asked = self.directory.asked_of(name)
         if asked is not None and identity.may_name(name) and (failure := discovery.failure_of(asked)) is not None:
             raise failure
-        raise unknown
+        raise self._unknown(name, identity)
+
+    def _unknown(self, name: str, identity: Identity) -> UnknownModel:
+        """What is suggested instead is what this key may use."""
+        names = self.directory.suggestions(identity.may_name)
+        if not identity.may_use_remote:
+            names = [name for name in names if self._is_within(name, identity)]
+        return UnknownModel(name, names)
+
+    def _is_within(self, name: str, identity: Identity) -> bool:
+        """Whether a name leads to anything that is not fenced from this key."""
+        try:
+            route = self.directory.route(name, anything, nothing_resident)
+        except UnknownModel:
+            return False
+        targets = (route,) if isinstance(route, Target) else route.targets
+        return any(not self.is_fenced(t, identity) for t in targets)
 
     def is_unconfigured(self, target: Target) -> bool:
         """Whether its engine lacks the key that it was configured to have."""
@@ -123,7 +153,9 @@ class Naming:
 
     def is_remote(self, target: Target) -> bool:
         """Whether a request for it leaves this machine."""
-        settings = self._engines[target.engine]
+        settings = self._engines.get(target.engine)
+        if settings is None:  # a reload has taken it away, and nothing reaches it any more
+            return False
         said_remote = self._said_remote.get(target.engine, ())
         return target.engine in self._remote or fences.is_cloud_model(settings, target.upstream_model, said_remote)
 
@@ -151,7 +183,7 @@ class Naming:
 
     def may_know_engine(self, engine: str, identity: Identity) -> bool:
         """Whether a key may hear of an engine at all: not of other machines' if it may not go there."""
-        return identity.may_use_remote or engine not in self._remote
+        return identity.may_use_remote or engine not in self._fenced
 
     def may_know_model(self, engine: str, model: str, identity: Identity) -> bool:
         """Whether a key may hear of a model of an engine, by its id here."""
@@ -162,6 +194,20 @@ class Naming:
         except UnknownModel:  # no engine has it any more
             return self.may_know_engine(engine, identity)
         return isinstance(route, Target) and not self.is_fenced(route, identity)
+
+    def may_know_target(self, label: str, identity: Identity) -> bool:
+        """Whether a key may hear that `engine/model` served somebody: not from beyond its fence."""
+        engine, _, model = label.partition("/")
+        if identity.may_use_remote or engine not in self._engines:
+            return True
+        target = self.target_of(label)
+        if target is not None:
+            return not self.is_fenced(target, identity)
+        return self.may_know_engine(engine, identity) and not fences.is_cloud_model(self._engines[engine], model, ())
+
+    def models_of(self, slot: SlotId, identity: Identity) -> list[str]:
+        """The models of a slot that a key may use, by their ids."""
+        return [m for m in self.directory.models_of(slot, identity.may_name) if self._is_within(m, identity)]
 
     # --- catalogues
 
@@ -184,10 +230,13 @@ class Naming:
 
     async def find(self, name: str, identity: Identity) -> Listed:
         """One entry, by any name that requests may use. Raises what `Directory.resolve` raises."""
-        listed = await self.listed(identity)
-        found = self.directory.find(name, identity.may_name)
+        await self.listed(identity)
+        try:
+            found = self.directory.find(name, identity.may_name)
+        except UnknownModel:
+            raise self._unknown(name, identity) from None
         if not self._may_see(found, identity):
-            raise UnknownModel(name, [m.id for m in listed])
+            raise self._unknown(name, identity)
         return found
 
     def _may_see(self, model: Listed, identity: Identity) -> bool:
@@ -201,4 +250,6 @@ class Naming:
 def _beyond_fence(target: Target) -> Forbidden:
     if target.stays_local:
         return Forbidden(f"{target.asked!r} must not leave this machine (local_only), and {target.label} would")
-    return Forbidden(f"this key may not use engines of other machines, and {target.label} is one")
+    return Forbidden(
+        f"this key may not use engines of other machines, and {printable(target.asked)!r} is served by one"
+    )

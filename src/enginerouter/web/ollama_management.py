@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import unquote
 
 from aiohttp import web
 
@@ -38,6 +39,7 @@ NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "/api/copy": ("source", "destination"),
     }
 )
+_DESTRUCTIVE = ("push", "create", "copy", "delete", "blobs")
 _DIGEST = re.compile(r"sha256[:-][0-9a-f]{64}")
 
 
@@ -87,10 +89,7 @@ class OllamaManagement:
 
     def _refuse_unless_allowed(self, call: EdgeCall) -> None:
         if not self._allows_destructive:
-            raise Forbidden(
-                f"{call.request.method} {call.route.path} is switched off: set allow_destructive_ollama_api in the "
-                "router's configuration, or ask the Ollama server itself"
-            )
+            raise switched_off(f"{call.request.method} {call.route.path}")
 
     async def _managed(self, call: EdgeCall) -> web.StreamResponse:
         body = await call.read_body()
@@ -163,6 +162,19 @@ class OllamaManagement:
         record = Record("ollama", call.request_id, call.received_at)
         record.asked = record.label = engine
         return Recorded(record, self._telemetry)
+
+
+def is_destructive(path: str) -> bool:
+    """Whether a path of an engine, as it was sent, is one of those behind the switch, however it is spelt there."""
+    first, _, rest = unquote(path, errors="replace").strip("/").lower().partition("/")
+    return first == "api" and rest.partition("/")[0] in _DESTRUCTIVE
+
+
+def switched_off(what: str) -> Forbidden:
+    return Forbidden(
+        f"{what} is switched off: set allow_destructive_ollama_api in the router's configuration, or ask the Ollama "
+        "server itself"
+    )
 
 
 def _said(names: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import stat
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -120,7 +121,7 @@ class Reloader:
         try:
             if self._path is None:
                 raise ConfigError([Problem("the running configuration did not come from a file")])
-            loaded = await asyncio.to_thread(load, self._path)
+            loaded = await asyncio.to_thread(_load_again, self._path)
             changes = await self._apply(loaded)
         except ConfigError as error:
             log.error("the configuration was not reloaded, the running one goes on: %s", _count(error.problems))
@@ -149,6 +150,18 @@ class Reloader:
         if self.last is None:
             return None
         return self.last.told() if is_admin else {"at": round(self.last.at, 3), "reloaded": not self.last.problems}
+
+
+def _load_again(path: Path) -> Loaded:
+    """Raises ConfigError. A pipe would be waited for, perhaps for ever, and the end of the router with it."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return load(path)  # it says what is wrong
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        problem = "this is a pipe or a device, not a file: it cannot be read again"
+        raise ConfigError([Problem(problem, file=str(path), hint="put the configuration into a file")])
+    return load(path)
 
 
 def describe(changes: Changes) -> str:

@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from aiohttp.http_parser import RawRequestMessage
 
 X_REQUEST_ID = istr("X-Request-Id")
+# Anthropic's name for it, which its SDK reads.
+REQUEST_ID = istr("Request-Id")
+ANTHROPIC_PATHS = "/v1/messages"
 MAX_REQUEST_ID = 128
 # What a page's script may read of our answers, besides the headers browsers always show.
 EXPOSED_HEADERS = (
-    "X-Request-Id, Retry-After, X-Should-Retry, X-EngineRouter-Resolved, X-EngineRouter-Attempts, "
+    "X-Request-Id, Request-Id, Retry-After, X-Should-Retry, X-EngineRouter-Resolved, X-EngineRouter-Attempts, "
     "X-EngineRouter-Queue-Ms, X-EngineRouter-Swap-Ms, X-EngineRouter-Cache, X-EngineRouter-Estimated"
 )
 
@@ -71,6 +74,8 @@ class EdgeRequest(web.BaseRequest):
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
         headers = response.headers
         headers[X_REQUEST_ID] = self.request_id
+        if self._message.path.startswith(ANTHROPIC_PATHS):
+            headers.setdefault(REQUEST_ID, self.request_id)
         headers[hdrs.SERVER] = SERVER_NAME
         if self.instance is not None:
             headers[INSTANCE] = self.instance

@@ -40,7 +40,7 @@ class Loading(Exchange):
                 self._coordinator.keep_for(self._target.slot, self.wish.keep_alive_s)
         self._record.status, self._record.first_byte_at = 200, time.monotonic()
         load_s = time.monotonic() - self._record.began_at
-        body = _said(self._ask, self.wish, load_s)
+        body = _said(self._ask, self._target, self.wish, load_s)
         await self._client.pause()
         if self._client.is_committed:
             await self._client.write(body, time.monotonic())
@@ -75,7 +75,7 @@ class Residence:
             return await AnyExchange(self._around, call, ask, target, record).run(lease)
         self._unload(call, target)
         record.status = 200
-        return web.Response(body=_said(ask, wish, 0.0), content_type=JSON)
+        return web.Response(body=_said(ask, target, wish, 0.0), content_type=JSON)
 
     def _unload(self, call: EdgeCall, target: Target) -> None:
         """Frees the slot when its last lease ends. What is not resident is left alone."""
@@ -97,5 +97,6 @@ def one_target(route: Route, naming: Naming, around: Surroundings, call: EdgeCal
     return next((t for t in usable if slots[t.slot].phase is Phase.READY), usable[0])
 
 
-def _said(ask: Ask, wish: Residency, load_s: float) -> bytes:
-    return compact(ollama.residency_answer(ask.path, ask.model or "", wish, time.time(), load_s)).encode()
+def _said(ask: Ask, target: Target, wish: Residency, load_s: float) -> bytes:
+    model = ask.model or target.model_id
+    return compact(ollama.residency_answer(ask.path, model, wish, time.time(), load_s)).encode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -23,6 +24,8 @@ from enginerouter.web.slots_of import stop_s
 log = logging.getLogger(__name__)
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+# Objects made since the last collection before the next one; Python's 700 is reached every ten requests.
+COLLECT_AFTER = 20_000
 
 
 def serve(loaded: Loaded) -> int:
@@ -64,6 +67,7 @@ async def _serve(config: Config, output: CollectingHandler) -> int:
                 tasks.spawn(
                     feed_watchdog(notifier, router.coordinator.seconds_since_turn, STUCK_AFTER_S), "feed the watchdog"
                 )
+                _collect_less()
                 await stop.wait()
             config = router.config  # as of the last reload
             notifier.stopping(stop_s(config))
@@ -73,6 +77,13 @@ async def _serve(config: Config, output: CollectingHandler) -> int:
             return status
         finally:
             await tasks.close()
+
+
+def _collect_less() -> None:
+    """What is here now stays: looking at it for garbage again and again costs 2 to 3 % of a small request."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER, 10, 10)
 
 
 async def finished(work: Coroutine[None, None, None], stop: asyncio.Event) -> bool:

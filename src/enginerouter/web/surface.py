@@ -16,6 +16,7 @@ from enginerouter.config.model import Config, EngineSettings
 from enginerouter.engines.base import Engine
 from enginerouter.engines.discovery import Discovery, ListsModels, is_askable
 from enginerouter.engines.launch import log_path
+from enginerouter.engines.launch_facts import is_llamacpp
 from enginerouter.engines.served import ProcessModels, is_process
 from enginerouter.errors import NoLongerConfigured
 from enginerouter.metrics import Registry
@@ -156,6 +157,7 @@ class Surface:
                 is_server=_is_server(settings),
                 dialects=settings.api,
                 is_strict=settings.type == "remote",
+                has_infill=_has_infill(settings),
             )
             kept[name] = upstream
 
@@ -178,6 +180,7 @@ class Surface:
             is_server=_is_server(settings),
             dialects=settings.api,
             is_strict=settings.type == "remote",
+            has_infill=_has_infill(settings),
         )
 
     def _sources(self, engines: Mapping[str, Engine]) -> dict[str, tuple[ListsModels, float]]:
@@ -279,7 +282,14 @@ class Surface:
         yield from (Route(method, path, handler, access) for method, path, handler, access in rows)
         yield from catalog_routes(catalog)
         yield from management_routes(self._management())
-        extras = Extras(naming, lasting.coordinator, lasting.telemetry, self._upstreams, lasting.addresses)
+        extras = Extras(
+            naming,
+            lasting.coordinator,
+            lasting.telemetry,
+            self._upstreams,
+            lasting.addresses,
+            allows_destructive=config.allow_destructive_ollama_api,
+        )
         yield from extra_routes(extras, inference)
 
     def _management(self) -> OllamaManagement:
@@ -297,6 +307,10 @@ class Surface:
 
 def _is_server(settings: EngineSettings) -> bool:
     return settings.type in ("remote", "ollama", "api_swap")
+
+
+def _has_infill(settings: EngineSettings) -> bool:
+    return isinstance(settings, GenericProcess) and is_llamacpp(settings.start_cmd)
 
 
 def _headers_to(settings: EngineSettings) -> dict[str, str]:

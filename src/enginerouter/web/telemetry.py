@@ -337,7 +337,7 @@ def swap_fields(report: SwapReport, at: float, freed: Collection[SlotId] | None 
 
 
 def _request_event(record: Record, total_s: float, at: float) -> Event:
-    return Event("request", request_fields(record, total_s, at), names=(record.asked,))
+    return Event("request", request_fields(record, total_s, at), names=(record.asked,), served_by=record.label)
 
 
 def request_fields(record: Record, total_s: float, at: float) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import IO
 
@@ -19,7 +19,6 @@ from multidict import CIMultiDict
 
 from enginerouter.cache.answers import Question
 from enginerouter.dialects.base import Failure, Fields, Times
-from enginerouter.dialects.beginnings import StreamKind
 from enginerouter.dialects.ollama import keep_alive_s
 from enginerouter.dialects.openai import engine_error_fields
 from enginerouter.dialects.translation import OLLAMA, Answer, Translation
@@ -28,10 +27,9 @@ from enginerouter.proxy.downstream import STREAM_HEADERS
 from enginerouter.swap.model import Lease
 from enginerouter.web.answering import end_stream, is_framed, is_packed
 from enginerouter.web.answers import Copy
-from enginerouter.web.exchange import ERROR_BYTES, UNFRAMED_NOTICE_S, Exchange
+from enginerouter.web.exchange import ERROR_BYTES, STREAMS, UNFRAMED_NOTICE_S, Exchange
 from enginerouter.web.json_body import THREAD_BYTES
 
-STREAMS: Mapping[str, StreamKind] = {"text/event-stream": "sse", "application/x-ndjson": "ndjson"}
 JSON = "application/json"
 # What an engine that speaks Anthropic must be told; those of the client are of another dialect.
 ANTHROPIC_VERSION = "2023-06-01"
@@ -52,7 +50,13 @@ class AnyExchange(Exchange):
         ask, upstream = self._ask, self._upstream
         if ask.dialect.name not in upstream.dialects:
             answer_id = _NOT_IN_AN_ID.sub("_", self._call.request_id)
-            self._translation = await ask.translation_for(upstream.dialects, answer_id, is_strict=upstream.is_strict)
+            translation = await ask.translation_for(
+                upstream.dialects, answer_id, is_strict=upstream.is_strict, has_infill=upstream.has_infill
+            )
+            if not translation.asked.model:
+                # Said in the answer where the engine does not say who it is.
+                translation = replace(translation, asked=replace(translation.asked, model=self._target.model_id))
+            self._translation = translation
             if ask.dialect is OLLAMA:
                 self._keep_s = keep_alive_s(ask.json.get("keep_alive"))
 
@@ -189,7 +193,7 @@ class AnyExchange(Exchange):
     async def _refused(self, failure: Failure, answer: ClientResponse) -> web.StreamResponse:
         """The engine's error in the client's dialect: as a status while that can be, then in-band."""
         client, ask = self._client, self._ask
-        self._record.status = failure.status
+        self._record.status, self._error = failure.status, failure.fields
         if self._record.first_byte_at is None:
             self._first_byte()
         fields: Fields = {"request_id": self._call.request_id, **failure.fields}

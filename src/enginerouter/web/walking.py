@@ -28,10 +28,10 @@ from enginerouter.swap.model import Lease
 from enginerouter.web.answering import fail, is_packed, waiting_client, weigh
 from enginerouter.web.ask import Ask
 from enginerouter.web.edge import EdgeCall
-from enginerouter.web.exchange import ERROR_BYTES, WHOLE_BYTES, Surroundings
+from enginerouter.web.exchange import ERROR_BYTES, STREAMS, WHOLE_BYTES, Surroundings
 from enginerouter.web.keys import Identity
 from enginerouter.web.telemetry import NOBODY, Record
-from enginerouter.web.translating import STREAMS, AnyExchange
+from enginerouter.web.translating import AnyExchange
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class Try(AnyExchange):
         except (BadRequest, NotBuilt) as error:
             if self._chain.alias.on_mismatch != "next":
                 raise
-            failure = Failure("mismatch", status=error.status, is_untouched=True)
+            failure = Failure(walk.MISMATCH, status=error.status, is_untouched=True)
             raise NoAnswer(self._target.engine, error.message, failure) from error
 
     # --- the wait

@@ -88,8 +88,9 @@ class Watching:
     def _may_see(self, event: Event, identity: Identity) -> bool:
         if identity.is_admin:
             return True
-        may_name, directory = identity.may_name, self._naming.directory
-        return any(map(may_name, event.names)) or any(directory.may_use(slot, may_name) for slot in event.slots)
+        if not self._naming.may_know_target(event.served_by, identity):
+            return False
+        return any(map(identity.may_name, event.names)) or any(self._naming.may_see(s, identity) for s in event.slots)
 
     async def logs(self, call: EdgeCall) -> web.StreamResponse:
         """The last `?lines=` of the router's log or that of `?engine=`, and with `follow=1` what is added to it."""

@@ -1,9 +1,12 @@
-"""`/v1/models`, with the fields beyond OpenAI's by which clients find the context of a model."""
+"""`/v1/models`, with the fields beyond OpenAI's by which clients find a model's context, and with Anthropic's: its list
+has the same path.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+from enginerouter.dialects.ollama import rfc3339
 from enginerouter.web.entries import Entry
 
 
@@ -14,6 +17,9 @@ def model(entry: Entry) -> dict[str, Any]:
         "created": int(entry.modified_utc),
         "owned_by": entry.owner,
         "name": entry.display_name,
+        "type": "model",
+        "display_name": entry.display_name,
+        "created_at": rfc3339(entry.modified_utc),
         "status": {"value": "loaded" if entry.is_loaded else entry.phase.value},
         "capabilities": list(entry.capabilities),
     }
@@ -30,4 +36,6 @@ def model(entry: Entry) -> dict[str, Any]:
 
 
 def model_list(entries: list[Entry]) -> dict[str, Any]:
-    return {"object": "list", "data": [model(e) for e in entries]}
+    ids = [e.id for e in entries]
+    page = {"has_more": False, "first_id": ids[0] if ids else None, "last_id": ids[-1] if ids else None}
+    return {"object": "list", "data": [model(e) for e in entries], **page}
