@@ -146,7 +146,7 @@ async def test_a_failing_unit_fails_at_once_with_its_cause_and_the_journals_end(
     unit = manager.fake("failing", port, "--say", "error: invalid argument: --frobnicate", "--exit", "3")
     engine = units.engine(unit, port, start_timeout_s=300.0)
     before = time.monotonic()
-    with pytest.raises(StartFailed, match=r"'failing.service' exited with status 3 .* flag") as caught:
+    with pytest.raises(StartFailed, match=r"'failing.service' exited with status 3, .* flag") as caught:
         await engine.start(SLOT)
     assert time.monotonic() - before < 2
     assert caught.value.cause == "bad_flag"

@@ -203,7 +203,7 @@ async def died_starting(child: Child) -> StartFailed:
             taken.admin_detail = detail
             return taken
     seconds = asyncio.get_running_loop().time() - child.started_at
-    message = f"{_who(launch.slot)} {causes.exit_in_words(status)} {seconds:.1f} s after its start"
+    message = f"{_who(launch.slot)} {causes.exit_in_words(status)}, {seconds:.1f} s after its start"
     if status == 0:
         message += "; a program that goes to the background cannot be supervised: run it in the foreground"
     message = with_cause(message, cause, is_profile=launch.slot.model is not None)

@@ -298,7 +298,7 @@ class SystemdUnitEngine:
                 taken.admin_detail = detail
                 return taken
         seconds = asyncio.get_running_loop().time() - run.started_at
-        message = f"engine {self.name!r}: {self._end_of(run)} {seconds:.1f} s after its start"
+        message = f"engine {self.name!r}: {self._end_of(run)}, {seconds:.1f} s after its start"
         code = cause.code if cause is not None else None
         return StartFailed(self.name, with_cause(message, cause), cause=code, admin_detail=detail)
 

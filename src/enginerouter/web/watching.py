@@ -37,7 +37,7 @@ TEXT_HEADERS = {
     "X-Accel-Buffering": "no",
 }
 
-Snapshot = Callable[[Identity], Awaitable[dict[str, Any]]]
+Snapshot = Callable[[Identity], Awaitable[Mapping[str, Any]]]
 
 
 class TooManyWatchers(QueueFull):
