@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "src" / "enginerouter"
 PACKAGE = "enginerouter"
@@ -43,12 +42,21 @@ PROGRAM = "demo"
 BROAD_EXCEPT = {"cache/redis_store.py", "web/edge.py", "swap/swaps.py", "swap/lookout.py", "swap/walk.py"}
 
 
-def sources() -> Iterator[tuple[str, ast.Module]]:
-    for path in sorted(ROOT.rglob("*.py")):
-        yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+@cache
+def sources() -> dict[str, list[ast.AST]]:
+    """Every node of each file; the first is the module. Parsed and walked once, when the first rule looks."""
+    return {
+        path.relative_to(ROOT).as_posix(): list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        for path in sorted(ROOT.rglob("*.py"))
+    }
 
 
-SOURCES = dict(sources())
+def sources_of(*parts: str) -> Iterator[tuple[str, list[ast.AST]]]:
+    return ((file, nodes) for file, nodes in sources().items() if part_of(file) in parts)
+
+
+def sources_but(*left_out: str) -> Iterator[tuple[str, list[ast.AST]]]:
+    return ((file, nodes) for file, nodes in sources().items() if not {file, part_of(file)} & {*left_out})
 
 
 def part_of(file: str) -> str:
@@ -57,9 +65,9 @@ def part_of(file: str) -> str:
     return "version" if first == "__init__" else first
 
 
-def imports(tree: ast.Module) -> Iterator[tuple[str, int]]:
+def imports(nodes: list[ast.AST]) -> Iterator[tuple[str, int]]:
     """(module, line) of every import, those in functions and under TYPE_CHECKING too."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -74,8 +82,8 @@ def is_module(package: str, alias: ast.alias) -> bool:
     return (ROOT.parent / package.replace(".", "/") / f"{alias.name}.py").exists()
 
 
-def ours(tree: ast.Module) -> Iterator[tuple[str, int]]:
-    return ((name, line) for name, line in imports(tree) if name.split(".")[0] == PACKAGE)
+def ours(nodes: list[ast.AST]) -> Iterator[tuple[str, int]]:
+    return ((name, line) for name, line in imports(nodes) if name.split(".")[0] == PACKAGE)
 
 
 def imported_part(name: str) -> str:
@@ -83,11 +91,13 @@ def imported_part(name: str) -> str:
     return parts[1] if len(parts) > 1 else "version"
 
 
-@pytest.mark.parametrize("file", SOURCES)
-def test_imports_point_one_way(file: str) -> None:
-    part, tree = part_of(file), SOURCES[file]
-    allowed = MAY_IMPORT[part] | {part}
-    wrong = [f"{file}:{line} imports {name}" for name, line in ours(tree) if imported_part(name) not in allowed]
+def test_imports_point_one_way() -> None:
+    wrong = [
+        f"{file}:{line} imports {name}"
+        for file, nodes in sources().items()
+        for name, line in ours(nodes)
+        if imported_part(name) not in MAY_IMPORT[part_of(file)] | {part_of(file)}
+    ]
     assert not wrong, wrong
 
 
@@ -99,9 +109,9 @@ def test_the_rows_themselves_have_no_cycle() -> None:
 
 
 def test_no_two_modules_import_each_other() -> None:
-    needs = {module_name(file): set[str]() for file in SOURCES}
-    for file, tree in SOURCES.items():
-        needs[module_name(file)] = {n for n, _ in runtime_imports(tree) if n in needs} - {module_name(file), PACKAGE}
+    needs = {module_name(file): set[str]() for file in sources()}
+    for file, nodes in sources().items():
+        needs[module_name(file)] = {n for n, _ in runtime_imports(nodes) if n in needs} - {module_name(file), PACKAGE}
     done: set[str] = set()
     while ready := [m for m, of in needs.items() if m not in done and of <= done]:
         done.update(ready)
@@ -112,29 +122,35 @@ def module_name(file: str) -> str:
     return ".".join([PACKAGE, *file.removesuffix(".py").split("/")]).removesuffix(".__init__")
 
 
-def runtime_imports(tree: ast.Module) -> Iterator[tuple[str, int]]:
+def runtime_imports(nodes: list[ast.AST]) -> Iterator[tuple[str, int]]:
     """Without those for the type checker only."""
     for_types = {
         inner
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
         for inner in ast.walk(node)
     }
-    kept = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom) and n not in for_types]
-    return imports(ast.Module(body=list(kept), type_ignores=[]))
+    return imports([node for node in nodes if node not in for_types])
 
 
-@pytest.mark.parametrize(
-    "file", [f for f in SOURCES if part_of(f) in ("swap", "dialects", "cache", "config", "routing")]
-)
-def test_decisions_and_formats_know_no_aiohttp(file: str) -> None:
-    assert not [line for name, line in imports(SOURCES[file]) if name.split(".")[0] == "aiohttp"]
+def test_decisions_and_formats_know_no_aiohttp() -> None:
+    wrong = [
+        f"{file}:{line}"
+        for file, nodes in sources_of("swap", "dialects", "cache", "config", "routing")
+        for name, line in imports(nodes)
+        if name.split(".")[0] == "aiohttp"
+    ]
+    assert not wrong, wrong
 
 
-@pytest.mark.parametrize("file", [f for f in SOURCES if part_of(f) == "swap"])
-def test_the_swap_knows_of_engines_what_they_promise(file: str) -> None:
-    known = {name for name, _ in ours(SOURCES[file]) if imported_part(name) == "engines"}
-    assert known <= {ENGINE_SEAM}
+def test_the_swap_knows_of_engines_what_they_promise() -> None:
+    wrong = [
+        f"{file}:{line} imports {name}"
+        for file, nodes in sources_of("swap")
+        for name, line in ours(nodes)
+        if imported_part(name) == "engines" and name != ENGINE_SEAM
+    ]
+    assert not wrong, wrong
 
 
 def dotted(node: ast.expr) -> str:
@@ -145,51 +161,60 @@ def dotted(node: ast.expr) -> str:
     return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
 
 
-def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
-    return ((dotted(node.func), node) for node in ast.walk(tree) if isinstance(node, ast.Call))
+def calls(nodes: list[ast.AST]) -> Iterator[tuple[str, int]]:
+    """(what, line) of every call."""
+    return ((dotted(node.func), node.lineno) for node in nodes if isinstance(node, ast.Call))
 
 
 BLOCKING = {"time.sleep", "subprocess.run", "subprocess.call", "subprocess.check_output", "subprocess.check_call",
             "os.system", "os.popen", "socket.create_connection"}  # fmt: skip
 
 
-@pytest.mark.parametrize("file", [f for f in SOURCES if part_of(f) != PROGRAM])
-def test_nothing_blocks(file: str) -> None:
-    found = [f"{file}:{node.lineno} {name}" for name, node in calls(SOURCES[file]) if name in BLOCKING]
+def test_nothing_blocks() -> None:
+    found = [
+        f"{file}:{line} {name}"
+        for file, nodes in sources_but(PROGRAM)
+        for name, line in calls(nodes)
+        if name in BLOCKING
+    ]
     assert not found, found
 
 
-@pytest.mark.parametrize("file", [f for f in SOURCES if f != "tasks.py" and part_of(f) != PROGRAM])
-def test_tasks_are_made_in_one_place(file: str) -> None:
+def test_tasks_are_made_in_one_place() -> None:
     """The loop holds tasks weakly, and a failure nobody awaits is silent."""
-    names = ("create_task", "ensure_future", "shield")
-    found = [f"{file}:{node.lineno} {name}" for name, node in calls(SOURCES[file]) if name.split(".")[-1] in names]
+    found = [
+        f"{file}:{line} {name}"
+        for file, nodes in sources_but("tasks.py", PROGRAM)
+        for name, line in calls(nodes)
+        if name.split(".")[-1] in ("create_task", "ensure_future", "shield")
+    ]
     assert not found, found
 
 
-@pytest.mark.parametrize("file", SOURCES)
-def test_every_exception_is_caught_only_at_the_edges(file: str) -> None:
+def handlers(nodes: list[ast.AST]) -> Iterator[ast.ExceptHandler]:
+    return (node for node in nodes if isinstance(node, ast.ExceptHandler))
+
+
+def test_every_exception_is_caught_only_at_the_edges() -> None:
     found = [
         f"{file}:{handler.lineno}"
-        for node in ast.walk(SOURCES[file])
-        if isinstance(node, ast.Try)
-        for handler in node.handlers
+        for file, nodes in sources_but(*BROAD_EXCEPT, "cli", PROGRAM)
+        for handler in handlers(nodes)
         if handler.type is None or dotted(handler.type) == "Exception"
     ]
-    assert not found or file in BROAD_EXCEPT or part_of(file) in ("cli", PROGRAM), found
+    assert not found, found
 
 
-@pytest.mark.parametrize("file", SOURCES)
-def test_what_catches_a_cancellation_raises_it_again(file: str) -> None:
+def test_what_catches_a_cancellation_raises_it_again() -> None:
     """CancelledError is never swallowed."""
-    for node in ast.walk(SOURCES[file]):
-        if not isinstance(node, ast.Try):
-            continue
-        for handler in node.handlers:
-            caught = {dotted(t).split(".")[-1] for t in types_of(handler)}
-            if caught & {"CancelledError", "BaseException"}:
-                raises = any(isinstance(inner, ast.Raise) for inner in ast.walk(handler))
-                assert raises, f"{file}:{handler.lineno} swallows a cancellation"
+    found = [
+        f"{file}:{handler.lineno}"
+        for file, nodes in sources().items()
+        for handler in handlers(nodes)
+        if {dotted(t).split(".")[-1] for t in types_of(handler)} & {"CancelledError", "BaseException"}
+        and not any(isinstance(inner, ast.Raise) for inner in ast.walk(handler))
+    ]
+    assert not found, found
 
 
 def types_of(handler: ast.ExceptHandler) -> list[ast.expr]:
@@ -202,12 +227,17 @@ MUTABLE = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
 MAKERS = {"list", "dict", "set", "deque", "defaultdict", "OrderedDict", "Counter", "bytearray", "Lock", "Event"}
 
 
-@pytest.mark.parametrize("file", SOURCES)
-def test_there_is_no_state_at_module_level(file: str) -> None:
+def test_there_is_no_state_at_module_level() -> None:
     """Tables in capitals are read only; nothing here changes them."""
-    tree = SOURCES[file]
+    found = [f"{file}:{line} {what}" for file, nodes in sources().items() for line, what in state_of(nodes)]
+    assert not found, found
+
+
+def state_of(nodes: list[ast.AST]) -> Iterator[tuple[int, str]]:
     tables: set[str] = set()
-    for node in tree.body:
+    module = nodes[0]
+    assert isinstance(module, ast.Module)
+    for node in module.body:
         if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
             continue
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
@@ -215,10 +245,11 @@ def test_there_is_no_state_at_module_level(file: str) -> None:
         value = node.value
         is_made = isinstance(value, ast.Call) and dotted(value.func).split(".")[-1] in MAKERS
         if isinstance(value, MUTABLE) or is_made:
-            assert not [n for n in names if not n.lstrip("_").isupper()], f"{file}:{node.lineno}: a mutable {names}"
+            yield from ((node.lineno, f"a mutable {name}") for name in names if not name.lstrip("_").isupper())
             tables |= names
-    changes = [n for n in ast.walk(tree) if isinstance(n, ast.Global) or changes_one_of(n, tables)]
-    assert not changes, [f"{file}:{n.lineno}" for n in changes if isinstance(n, ast.stmt | ast.expr)]
+    for node in nodes:
+        if isinstance(node, ast.Global) or changes_one_of(node, tables):
+            yield getattr(node, "lineno", 0), "changes what all share"
 
 
 CHANGERS = {"append", "add", "update", "pop", "popitem", "clear", "remove", "discard", "extend", "insert", "setdefault"}
