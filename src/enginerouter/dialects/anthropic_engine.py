@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 from enginerouter.dialects import openai
-from enginerouter.dialects.base import Asked, Failure, OddAnswer, Times
-from enginerouter.dialects.framing import EventSplitter
+from enginerouter.dialects.base import Asked, OddAnswer, Times
+from enginerouter.dialects.event_reader import EventReader
 from enginerouter.dialects.reading import (
     Json,
     arguments_of,
@@ -227,60 +225,31 @@ def _usage(said: Json) -> Json:
     return usage
 
 
-class AnthropicReader:
+class AnthropicReader(EventReader):
     """The events of /v1/messages."""
 
-    __slots__ = ("_calls", "_events", "_model", "_usage", "failure", "has_ended")
+    __slots__ = ("_calls", "_usage")
 
     def __init__(self, asked: Asked) -> None:
-        self._events = EventSplitter()
-        self._model = asked.model
+        super().__init__(asked)
         # The index of each block that is a tool call, and which call it is.
         self._calls: dict[str, int] = {}
         self._usage: Json = {}
-        self.failure: Failure | None = None
-        self.has_ended = False
 
-    def feed(self, piece: bytes) -> list[Json]:
-        return self._chunks(self._events.feed(piece))
-
-    def end(self) -> list[Json]:
-        return self._chunks(self._events.end())
-
-    def _chunks(self, events: list[tuple[str, bytes]]) -> list[Json]:
-        chunks: list[Json] = []
-        for _, data in events:
-            if self.has_ended or self.failure is not None:
-                break
-            try:
-                event = json.loads(data.decode("utf-8", "replace"))
-            except (ValueError, RecursionError):
-                if data.strip() not in (b"", b"[DONE]"):
-                    self.failure = openai.broken_stream(
-                        "the engine's stream broke off, or holds an event that is no JSON"
-                    )
-                continue
-            if not isinstance(event, dict):
-                continue
-            self.failure = openai.stream_failure(event)
-            if self.failure is None:
-                chunks += self._of(event)
-        return chunks
-
-    def _of(self, event: Json) -> list[Json]:
-        kind = event.get("type")
+    def _of(self, said: Json) -> list[Json]:
+        kind = said.get("type")
         if kind == "content_block_delta":
-            return self._delta(event.get("index"), dict_of(event.get("delta")))
+            return self._delta(said.get("index"), dict_of(said.get("delta")))
         if kind == "message_start":
-            message = dict_of(event.get("message"))
+            message = dict_of(said.get("message"))
             self._model = text_of(message.get("model")) or self._model
             self._usage |= dict_of(message.get("usage"))
             return [self._chunk({"role": "assistant", "content": ""})]
         if kind == "content_block_start":
-            return self._start(event.get("index"), dict_of(event.get("content_block")))
+            return self._start(said.get("index"), dict_of(said.get("content_block")))
         if kind == "message_delta":
-            self._usage |= {k: v for k, v in dict_of(event.get("usage")).items() if v is not None}
-            delta = dict_of(event.get("delta"))
+            self._usage |= {k: v for k, v in dict_of(said.get("usage")).items() if v is not None}
+            delta = dict_of(said.get("delta"))
             choice: Json = {"index": 0, "delta": {}, "finish_reason": _reason(delta.get("stop_reason"))}
             _add_stop_word(choice, delta)
             end: Json = {"model": self._model, "choices": [choice]}

@@ -5,11 +5,9 @@ The request is one of the hub for /v1/completions; answer and stream become thos
 
 from __future__ import annotations
 
-import json
-
 from enginerouter.dialects import openai
-from enginerouter.dialects.base import Asked, Failure, OddAnswer, Times
-from enginerouter.dialects.framing import EventSplitter
+from enginerouter.dialects.base import Asked, OddAnswer, Times
+from enginerouter.dialects.event_reader import EventReader
 from enginerouter.dialects.reading import Json, count_of, dict_of, dicts_of, text_of
 from enginerouter.errors import BadRequest
 
@@ -64,42 +62,10 @@ def _counts(said: Json) -> Json:
     return counts
 
 
-class InfillReader:
+class InfillReader(EventReader):
     """The events of /infill; the last one says `stop`, and no [DONE] follows."""
 
-    __slots__ = ("_events", "_model", "failure", "has_ended")
-
-    def __init__(self, asked: Asked) -> None:
-        self._events = EventSplitter()
-        self._model = asked.model
-        self.failure: Failure | None = None
-        self.has_ended = False
-
-    def feed(self, piece: bytes) -> list[Json]:
-        return self._chunks(self._events.feed(piece))
-
-    def end(self) -> list[Json]:
-        return self._chunks(self._events.end())
-
-    def _chunks(self, events: list[tuple[str, bytes]]) -> list[Json]:
-        chunks: list[Json] = []
-        for _, data in events:
-            if self.has_ended or self.failure is not None:
-                break
-            try:
-                said = json.loads(data.decode("utf-8", "replace"))
-            except (ValueError, RecursionError):
-                if data.strip() not in (b"", b"[DONE]"):
-                    self.failure = openai.broken_stream(
-                        "the engine's stream broke off, or holds an event that is no JSON"
-                    )
-                continue
-            if not isinstance(said, dict):
-                continue
-            self.failure = openai.stream_failure(said)
-            if self.failure is None:
-                chunks += self._of(said)
-        return chunks
+    __slots__ = ()
 
     def _of(self, said: Json) -> list[Json]:
         self._model = text_of(said.get("model")) or self._model
