@@ -39,7 +39,14 @@ MAY_IMPORT: dict[str, set[str]] = {
 ENGINE_SEAM = "enginerouter.engines.base"
 # The demo engine is a program of its own, that no other part imports and that imports none.
 PROGRAM = "demo"
-BROAD_EXCEPT = {"cache/redis_store.py", "web/edge.py", "swap/swaps.py", "swap/lookout.py", "swap/walk.py"}
+BROAD_EXCEPT = {
+    "cache/redis_store.py",
+    "web/edge.py",
+    "swap/swaps.py",
+    "swap/lookout.py",
+    "swap/starting.py",
+    "swap/walk.py",
+}
 
 
 @cache

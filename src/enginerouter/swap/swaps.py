@@ -16,8 +16,9 @@ from enginerouter.swap.leases import Leases
 from enginerouter.swap.memory import MemorySource
 from enginerouter.swap.model import Lane, Observer, Plan, Slot, Swap, SwapReport
 from enginerouter.swap.phases import Event, Phase
+from enginerouter.swap.starting import StartEnded
 from enginerouter.swap.surroundings import Surroundings
-from enginerouter.swap.walk import CalledOff, StartEnded, Walk
+from enginerouter.swap.walk import CalledOff, Walk
 from enginerouter.tasks import TaskGroup
 
 log = logging.getLogger(__name__)
