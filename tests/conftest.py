@@ -1,12 +1,19 @@
-"""A user manager is started once, for all tests that need one."""
+"""What all tests share: a user manager, started once for those that need one, and little work for the collector."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
 
 from user_manager import UserManager, shared_manager
+
+
+def pytest_collection_finish() -> None:
+    """What collecting made stays to the end: nothing is gained by looking through all of it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

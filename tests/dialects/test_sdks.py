@@ -44,7 +44,7 @@ def _strings(said: Any, keys: tuple[str, ...]) -> list[str]:
 
 @asynccontextmanager
 async def llama(url: str) -> AsyncIterator[ollama.AsyncClient]:
-    client = ollama.AsyncClient(url)
+    client = ollama.AsyncClient(url, verify=False, trust_env=False)
     try:
         yield client
     finally:
@@ -137,7 +137,8 @@ async def test_the_ollama_sdk_is_told_what_cannot_be_translated() -> None:
 
 
 def claude(url: str) -> anthropic.AsyncAnthropic:
-    return anthropic.AsyncAnthropic(base_url=url, api_key="k", max_retries=0)
+    http = anthropic.DefaultAsyncHttpxClient(verify=False, trust_env=False)
+    return anthropic.AsyncAnthropic(base_url=url, api_key="k", max_retries=0, http_client=http)
 
 
 @pytest.mark.parametrize("name", streams("anthropic"))
@@ -208,7 +209,8 @@ async def test_the_anthropic_sdk_is_told_what_cannot_be_translated() -> None:
 
 
 def gpt(url: str) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0)
+    http = openai.DefaultAsyncHttpxClient(verify=False, trust_env=False)
+    return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0, http_client=http)
 
 
 @pytest.mark.parametrize("name", [n for n in streams("openai") if ALL[n]["path"] == "/v1/chat/completions"])

@@ -14,17 +14,22 @@ from typing import Any
 SRC = Path(__file__).resolve().parents[2] / "src"
 
 
-def demo_engine(name: str) -> dict[str, Any]:
+def demo_engine(name: str, *, tokens_per_s: int = 20) -> dict[str, Any]:
     command = [sys.executable, "-m", "enginerouter.demo.engine", "--port", "{port}", "--name", name]
-    return {"type": "generic_process", "start_cmd": [*command, "--memory-mib", "1", "--load-s", "0"]}
+    options = ["--memory-mib", "1", "--load-s", "0", "--tokens-per-s", str(tokens_per_s)]
+    return {"type": "generic_process", "start_cmd": [*command, *options]}
 
 
 @contextlib.asynccontextmanager
 async def serving(
     folder: Path, engines: Mapping[str, Any], **settings: Any
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
-    """`python -m enginerouter` in `folder`; gives the process and its port. At the end it is killed, if it runs."""
-    config = {"port": 0, "log_file": None, "shutdown_timeout_s": 0.5, "engines": engines, **settings}
+    """`python -m enginerouter` in `folder`; gives the process and its port. At the end it is killed, if it runs.
+
+    Its swaps wait for no further work of the engine in the way.
+    """
+    quick = {"shutdown_timeout_s": 0.5, "swap_min_residency_s": 0, "swap_linger_s": 0}
+    config = {"port": 0, "log_file": None, **quick, "engines": engines, **settings}
     (folder / "config.yaml").write_text(json.dumps(config))
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "enginerouter",

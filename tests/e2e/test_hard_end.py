@@ -49,7 +49,7 @@ async def test_after_a_hard_end_what_a_server_holds_is_resident_and_freed_before
     tmp_path: Path, server: tuple[ScriptedServer, dict[str, Any], str]
 ) -> None:
     daemon, settings, slot = server
-    engines = {"server": settings, "m": demo_engine("m")}
+    engines = {"server": settings, "m": demo_engine("m", tokens_per_s=2000)}
     model = "llama3" if slot == "server" else "qwen"
     async with serving(tmp_path, engines) as (process, port):
         assert (await ask(port, chat(model))).status == 200
@@ -74,7 +74,7 @@ async def test_after_a_hard_end_during_a_load_nothing_is_started_on_top_of_it(tm
     loading = asyncio.Event()
     daemon.fails["POST /api/v1/models/load"] = [loading]
     settings = {**LM_STUDIO, "type": "api_swap", "base_url": daemon.url, "served_models": ["qwen"]}
-    engines = {"server": settings, "m": demo_engine("m")}
+    engines = {"server": settings, "m": demo_engine("m", tokens_per_s=2000)}
     try:
         async with serving(tmp_path, engines) as (process, port):
             asking = asyncio.ensure_future(ask(port, chat("qwen")))

@@ -108,7 +108,7 @@ async def test_an_unknown_model_is_not_found(make_router: MakeRouter) -> None:
 
 async def test_the_sdk_loads_and_unloads(make_router: MakeRouter) -> None:
     router = await serving(make_router)
-    client = ollama.AsyncClient(router.url, trust_env=False)
+    client = ollama.AsyncClient(router.url, verify=False, trust_env=False)
     assert (await client.generate("a")).done_reason == "load"
     assert (await client.generate("a", keep_alive=0)).done_reason == "unload"
     await client.close()

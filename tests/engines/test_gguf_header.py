@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from enginerouter.engines.gguf import MOST_BYTES, Header, read_header
+from enginerouter.engines import gguf
+from enginerouter.engines.gguf import Header, read_header
 from enginerouter.engines.launch_facts import FILE_TYPES, facts_in_gguf
 from gguf_bytes import (
     ARCHITECTURE,
@@ -121,10 +122,14 @@ def test_lengths_that_cannot_be_are_not_believed(tmp_path: Path, raw: bytes) -> 
     assert read(tmp_path, raw + b"\0" * 64) is None
 
 
-def test_no_more_is_read_than_a_header_can_be_long(tmp_path: Path) -> None:
+@pytest.mark.parametrize("most_bytes", [1 << 20, pytest.param(gguf.MOST_BYTES, marks=pytest.mark.slow)])
+def test_no_more_is_read_than_a_header_can_be_long(
+    tmp_path: Path, most_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf, "MOST_BYTES", most_bytes)
     path = tmp_path / "model.gguf"
     with path.open("wb") as file:
-        file.write(header(pair("x", ARRAY, array(STRING, count=MOST_BYTES)), keys=1))
+        file.write(header(pair("x", ARRAY, array(STRING, count=most_bytes)), keys=1))
         file.truncate(1 << 40)  # sparse: a terabyte of texts of no length
     began_at = time.process_time()
     assert read_header(path) is None

@@ -122,7 +122,7 @@ class OllamaClient:
     Error = ollama.ResponseError
 
     def __init__(self, url: str) -> None:
-        self._sdk = ollama.AsyncClient(url, trust_env=False)
+        self._sdk = ollama.AsyncClient(url, verify=False, trust_env=False)
 
     def status_of(self, error: Exception) -> int | None:
         status = getattr(error, "status_code", -1)

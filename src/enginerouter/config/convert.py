@@ -33,13 +33,6 @@ class Converter:
 
     source: Source
     base_dir: Path
-    _keys: dict[type[Any], tuple[KeyField, ...]] = dataclasses.field(default_factory=dict)
-
-    def keys_of(self, owner: type[Any]) -> tuple[KeyField, ...]:
-        # Kept for the load: reading the hints of a class takes longer than an entry of a long list.
-        if owner not in self._keys:
-            self._keys[owner] = keys_of(owner)
-        return self._keys[owner]
 
     def build(self, owner: type[Any], data: Any, at: At, **given: Any) -> Any:
         """An instance of `owner`, or None if what it cannot do without is missing or wrong (which is reported)."""
@@ -47,7 +40,7 @@ class Converter:
         if not isinstance(data, dict):
             report.error(at, f"must be a mapping of keys, not {shown(data)}")
             return None
-        fields = {field.name: field for field in self.keys_of(owner)}
+        fields = {field.name: field for field in keys_of(owner)}
         for name in data:
             if name not in fields:
                 report.unknown_key(at, name, fields)
@@ -126,13 +119,13 @@ class Converter:
             return _INVALID
 
     def object(self, value: Any, owner: type[Any], key: Key, at: At) -> Any:
-        identity = identity_of(owner, self.keys_of(owner))
+        identity = identity_of(owner, keys_of(owner))
         name = {identity: str(at[-1])} if identity else {}
         if key.shorthand and not isinstance(value, dict):
             if isinstance(value, list):
                 self.source.report.error(at, "must be text or a mapping of keys, not a list")
                 return _INVALID
-            field = next(field for field in self.keys_of(owner) if field.name == key.shorthand)
+            field = next(field for field in keys_of(owner) if field.name == key.shorthand)
             short = self.value(value, str, dataclasses.replace(field.key, nonempty=True), at)
             return _INVALID if short is _INVALID else owner(**name, **{key.shorthand: short})
         built = self.build(owner, value, at, **name)

@@ -7,8 +7,10 @@ are filled by the loader. The loader, the schema and the reference all read the 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any, Literal, get_type_hints
+from functools import cache
+from typing import Any, Literal, cast, get_type_hints
 
 # When a changed key counts: at once; from the engine's next start, which a reload brings about; from the router's.
 Effect = Literal["live", "engine", "restart"]
@@ -56,6 +58,11 @@ class KeyField:
 
 def keys_of(owner: type[Any]) -> tuple[KeyField, ...]:
     """The YAML keys of a config dataclass, in order."""
+    return _read(cast(Hashable, owner))
+
+
+@cache  # reading the hints of a class takes longer than converting an entry of a long list
+def _read(owner: type[Any]) -> tuple[KeyField, ...]:
     hints = get_type_hints(owner, include_extras=True)
     found = []
     for field in dataclasses.fields(owner):
