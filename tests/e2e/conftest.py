@@ -1,4 +1,7 @@
-"""The fixture: routers with scripted engines. After every test nothing may be left of them, nor a traceback logged."""
+"""The fixtures: routers with scripted engines, and scripted servers.
+
+After every test nothing may be left of a router, nor a traceback logged.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from http_servers import LmStudio, OllamaDaemon
 from router_kit import FakeEngine, FakeMemory, MakeRouter, RouterUnderTest, make_config
 
 from enginerouter.config.engines import EngineSettings
@@ -19,6 +23,22 @@ from enginerouter.state import StateFile
 from enginerouter.swap.pick import Picked
 from enginerouter.web import exchange
 from enginerouter.web.app import Router, upstream_models
+
+
+@pytest.fixture
+async def daemon() -> AsyncIterator[OllamaDaemon]:
+    server = OllamaDaemon()
+    await server.listen()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+async def lms() -> AsyncIterator[LmStudio]:
+    server = LmStudio()
+    await server.listen()
+    yield server
+    await server.stop()
 
 
 @pytest.fixture

@@ -31,12 +31,9 @@ Step = bytes | asyncio.Event | float | _End | Callable[["Exchange"], Awaitable[N
 Script = Sequence[Step]
 
 
-@dataclass
-class Received:
-    """One request as it came: raw target, headers in order, body."""
+class Message:
+    """What a request and an answer have in common: headers in order, and a body."""
 
-    method: str
-    target: str
     headers: list[tuple[str, str]]
     body: bytes
 
@@ -50,6 +47,16 @@ class Received:
     @property
     def json(self) -> Any:
         return json.loads(self.body)
+
+
+@dataclass
+class Received(Message):
+    """One request as it came: raw target, headers in order, body."""
+
+    method: str
+    target: str
+    headers: list[tuple[str, str]]
+    body: bytes
 
 
 class Exchange:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine_server import FakeEngineServer
+from engine_server import FakeEngineServer, Message
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 from enginerouter.config.engines import GenericProcess
@@ -168,24 +168,13 @@ class FakeEngine:
 
 
 @dataclass
-class Answer:
+class Answer(Message):
     """One answer. `is_whole` False: the connection ended before the answer did."""
 
     status: int
     headers: list[tuple[str, str]]
     body: bytes
     is_whole: bool
-
-    def all(self, name: str) -> list[str]:
-        return [v for k, v in self.headers if k.lower() == name.lower()]
-
-    def header(self, name: str) -> str | None:
-        found = self.all(name)
-        return found[0] if found else None
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
 
     @property
     def error(self) -> dict[str, Any]:

@@ -22,24 +22,8 @@ from enginerouter.web.app import Router
 
 
 @pytest.fixture
-async def lms() -> AsyncIterator[LmStudio]:
-    server = LmStudio()
-    await server.listen()
-    yield server
-    await server.stop()
-
-
-@pytest.fixture
 async def tabby() -> AsyncIterator[Tabby]:
     server = Tabby()
-    await server.listen()
-    yield server
-    await server.stop()
-
-
-@pytest.fixture
-async def daemon() -> AsyncIterator[OllamaDaemon]:
-    server = OllamaDaemon()
     await server.listen()
     yield server
     await server.stop()

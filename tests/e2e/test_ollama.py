@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,6 @@ from router_kit import MakeRouter, chat
 from enginerouter.config.engines import Ollama
 from enginerouter.config.model import ApiKey
 from enginerouter.swap.phases import Phase
-
-
-@pytest.fixture
-async def daemon() -> AsyncIterator[OllamaDaemon]:
-    server = OllamaDaemon()
-    await server.listen()
-    yield server
-    await server.stop()
 
 
 @pytest.fixture(autouse=True)

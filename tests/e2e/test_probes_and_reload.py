@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from engine_server import chunk, head
 from http_servers import OllamaDaemon
 from reload_kit import FromFile, from_file, process
-
-
-@pytest.fixture
-async def daemon() -> AsyncIterator[OllamaDaemon]:
-    server = OllamaDaemon()
-    await server.listen()
-    yield server
-    await server.stop()
 
 
 def ollama(server: OllamaDaemon) -> dict[str, Any]:

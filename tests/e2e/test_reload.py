@@ -9,7 +9,6 @@ import os
 import signal
 import ssl
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -444,14 +443,6 @@ async def test_a_reload_reads_the_certificate_again(tmp_path: Path):
 
 
 # --- engines that are servers
-
-
-@pytest.fixture
-async def daemon() -> AsyncIterator[OllamaDaemon]:
-    server = OllamaDaemon()
-    await server.listen()
-    yield server
-    await server.stop()
 
 
 def ollama(server: OllamaDaemon, **more: Any) -> dict[str, Any]:

@@ -20,22 +20,6 @@ from enginerouter.swap.phases import Phase
 
 
 @pytest.fixture
-async def lms() -> AsyncIterator[LmStudio]:
-    server = LmStudio()
-    await server.listen()
-    yield server
-    await server.stop()
-
-
-@pytest.fixture
-async def daemon() -> AsyncIterator[OllamaDaemon]:
-    server = OllamaDaemon()
-    await server.listen()
-    yield server
-    await server.stop()
-
-
-@pytest.fixture
 async def stranger() -> AsyncIterator[FakeEngineServer]:
     server = FakeEngineServer("stranger")
     await server.listen()

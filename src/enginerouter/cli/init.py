@@ -229,7 +229,7 @@ async def _stopped(proposal: Proposal, arguments: SetupArguments, *, asks: bool)
             continue
         what = f"{TITLES[one.kind or '']} (process {running.pid})"
         if not arguments.stop_running and not (
-            asks and agrees(f"End {what} now, so that the router starts it when it is needed?", default=False)
+            asks and agrees(f"End {what} now, so that the router starts it when it is needed?")
         ):
             continue
         if await _end(running.pid):

@@ -28,15 +28,16 @@ def ask(question: str, default: str) -> str:
     return answer or default
 
 
-def agrees(question: str, *, default: bool) -> bool:
-    return ask(question, "Y/n" if default else "y/N").lower() in (("y", "yes") if not default else ("y", "yes", "y/n"))
+def agrees(question: str) -> bool:
+    """Whether the answer is a yes; none is a no."""
+    return ask(question, "y/N").lower() in ("y", "yes")
 
 
 def may_write(path: Path, *, force: bool, can_be_asked: bool) -> None:
     """Raises NotWritten if something is there that is not to be overwritten."""
     if force or not (path.exists() or path.is_symlink()):
         return
-    if can_be_asked and agrees(f"{path} is there already. Overwrite it?", default=False):
+    if can_be_asked and agrees(f"{path} is there already. Overwrite it?"):
         return
     raise NotWritten(f"{path} is there already; give --force to overwrite it, or name another file")
 

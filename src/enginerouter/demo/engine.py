@@ -284,22 +284,22 @@ def parse(argv: list[str] | None) -> Settings:
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--name", required=True, help="the model's name; every answer says it")
-    parser.add_argument("--memory-mib", type=_at_least(0, int), default=512, help="memory it holds; default: 512")
-    parser.add_argument("--load-s", type=_at_least(0, float), default=3.0, help="seconds to load; default: 3")
-    parser.add_argument("--tokens-per-s", type=_at_least(0, float), default=20.0, help="default: 20; 0: no limit")
+    parser.add_argument("--memory-mib", type=_not_negative(int), default=512, help="memory it holds; default: 512")
+    parser.add_argument("--load-s", type=_not_negative(float), default=3.0, help="seconds to load; default: 3")
+    parser.add_argument("--tokens-per-s", type=_not_negative(float), default=20.0, help="default: 20; 0: no limit")
     parser.add_argument("--fail-load", action="store_true", help="end with 1 halfway through loading")
     parser.add_argument("--fail-ready", action="store_true", help="load, but never become ready")
     parser.add_argument(
-        "--fail-after-tokens", type=_at_least(0, int), metavar="N", help="die after N words of an answer"
+        "--fail-after-tokens", type=_not_negative(int), metavar="N", help="die after N words of an answer"
     )
     return Settings(**vars(parser.parse_args(argv)))
 
 
-def _at_least(least: float, kind: Callable[[str], float]) -> Callable[[str], float]:
+def _not_negative(kind: Callable[[str], float]) -> Callable[[str], float]:
     def number(text: str) -> float:
         value = kind(text)
-        if not least <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"must be {least} or more, not {text}")
+        if not 0 <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}")
         return value
 
     number.__name__ = "number"  # argparse says "invalid number value"

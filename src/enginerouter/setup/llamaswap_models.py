@@ -79,10 +79,10 @@ class Names:
         return candidate
 
 
-def text_at(where: Where, macros: Macros, text: str, at: str, stay: Mapping[str, str] | None = None) -> str:
+def text_at(where: Where, macros: Macros, text: str, at: str) -> str:
     """Text with its macros replaced; a problem where one is not known."""
     try:
-        return finish(macros.filled(text, stay=stay or {}))
+        return finish(macros.filled(text, stay={}))
     except UnknownMacro as unknown:
         where.foreign.wrong(at, str(unknown), "define it under macros")
         return ""
