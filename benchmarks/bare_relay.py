@@ -35,9 +35,13 @@ async def session(app: web.Application):
         yield
 
 
-if __name__ == "__main__":
-    ENGINE = sys.argv[2]
+def serve(handler, paths: str) -> None:
     app = web.Application(client_max_size=1 << 30)
-    app.router.add_post("/v1/{path:.*}", relay)
+    app.router.add_post(paths, handler)
     app.cleanup_ctx.append(session)
     web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), access_log=None, print=None)
+
+
+if __name__ == "__main__":
+    ENGINE = sys.argv[2]
+    serve(relay, "/v1/{path:.*}")

@@ -6,13 +6,11 @@ python benchmarks/translating_relay.py PORT ENGINE_URL
 import sys
 import time
 
-import aiohttp
 from aiohttp import web
+from bare_relay import SESSION, serve
 
 from enginerouter.dialects.base import Times
 from enginerouter.dialects.translation import ANTHROPIC, OLLAMA, OPENAI, payload, plan
-
-SESSION = web.AppKey("session", aiohttp.ClientSession)
 
 
 async def relay(request: web.Request) -> web.StreamResponse:
@@ -38,17 +36,6 @@ async def relay(request: web.Request) -> web.StreamResponse:
         return response
 
 
-async def session(app: web.Application):
-    timeout = aiohttp.ClientTimeout(total=None)
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(timeout=timeout, connector=connector, auto_decompress=False) as made:
-        app[SESSION] = made
-        yield
-
-
 if __name__ == "__main__":
     ENGINE = sys.argv[2]
-    app = web.Application(client_max_size=1 << 30)
-    app.router.add_post("/{path:.*}", relay)
-    app.cleanup_ctx.append(session)
-    web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), access_log=None, print=None)
+    serve(relay, "/{path:.*}")
