@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar
 from urllib.parse import parse_qsl
@@ -22,11 +22,11 @@ from enginerouter.routing.health import Health
 from enginerouter.routing.target import Target
 from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
-from enginerouter.swap.hold import Hold, HoldDrain, HoldMode
-from enginerouter.swap.memory import ChosenSource, Device
-from enginerouter.swap.model import Learned, Slot, Swap
+from enginerouter.swap.hold import HoldDrain, HoldMode
+from enginerouter.swap.memory import ChosenSource
 from enginerouter.swap.phases import Phase
 from enginerouter.tasks import TaskGroup
+from enginerouter.web import status_of
 from enginerouter.web.catalog import json_answer
 from enginerouter.web.edge import EdgeCall
 from enginerouter.web.health import HealthView
@@ -108,14 +108,23 @@ class Control:
         return {
             "version": __version__,
             "uptime_s": round(now - self._began_at, 1),
-            "memory": _memory_status(self._memory),
-            "hold": _hold_status(coordinator.current_hold, now),
-            "cache": _cache_status(self._cache),
+            "memory": status_of.memory_status(self._memory),
+            "hold": status_of.hold_status(coordinator.current_hold, now),
+            "cache": status_of.cache_status(self._cache),
             "queued": coordinator.queued,
             "reload": self._reloader.status(is_admin=identity.is_admin),
             "health": self._view.standings(identity),
-            "swaps": [_swap_status(s, now, shown) for s in swaps if _is_shown(s, shown)],
-            "slots": [self._slot_status(s, now, identity) for s in slots],
+            "swaps": [status_of.swap_status(s, now, shown) for s in swaps if status_of.is_shown(s, shown)],
+            "slots": [
+                status_of.slot_status(
+                    s,
+                    now,
+                    models=self._naming.models_of(s.id, identity),
+                    eta_s=coordinator.eta_s(s.id),
+                    is_admin=identity.is_admin,
+                )
+                for s in slots
+            ],
             "last_swaps": {
                 str(slot): swap_fields(report, self._telemetry.swapped_at[slot], freed=shown)
                 for slot, report in self._telemetry.last_swap.items()
@@ -126,33 +135,6 @@ class Control:
     def _shown_to(self, identity: Identity) -> set[SlotId]:
         """The slots that this key may know of: those it may use; an admin key all."""
         return {s for s in self._coordinator.slots if identity.is_admin or self._naming.may_see(s, identity)}
-
-    def _slot_status(self, slot: Slot, now: float, identity: Identity) -> shapes.SlotStatus:
-        status: shapes.SlotStatus = {
-            "slot": str(slot.id),
-            "engine": slot.id.engine,
-            "models": self._naming.models_of(slot.id, identity),
-            "phase": slot.phase.value,
-            "phase_s": round(now - slot.phase_since, 1) if slot.phase_since else None,
-            "in_flight": len(slot.leases),
-            "queued": len(slot.queue),
-            "is_pinned": slot.spec.is_pinned,
-            "is_remote": not slot.spec.is_swapped,
-            "asleep_bytes": slot.kept_bytes if slot.is_asleep else None,
-            "is_outdated": slot.is_outdated,
-            "eta_s": round(self._coordinator.eta_s(slot.id), 1),
-            "learned": _learned(slot.learned),
-        }
-        if identity.is_admin and slot.queue:
-            status["waiting"] = _waiting(slot, now)
-        if slot.circuit.failures:
-            left = slot.circuit.open_until - now
-            status["start_circuit"] = {
-                "failures": slot.circuit.failures,
-                "open_for_s": round(left, 1) if left > 0 else 0,
-                "reason": slot.circuit.reason if identity.is_admin else None,
-            }
-        return status
 
     # --- an operator's word
 
@@ -284,7 +266,7 @@ class Control:
             if isinstance(hold.outcome, RouterError):
                 raise hold.outcome
         now = time.monotonic()
-        answer = shapes.Held(hold=_hold_status(hold, now), seconds=round(now - began_at, 3))
+        answer = shapes.Held(hold=status_of.hold_status(hold, now), seconds=round(now - began_at, 3))
         return json_answer(answer, status=200 if is_waited_for else 202)
 
     async def release(self, call: EdgeCall) -> web.StreamResponse:
@@ -332,37 +314,6 @@ class Control:
         raise BadRequest(f'engine {slots[0].engine!r} has several models: say {{"model": …}} with one of {names}')
 
 
-def _cache_status(cache: AnswerCache | None) -> shapes.CacheStatus | None:
-    if cache is None:
-        return None
-    state = cache.state()
-    return {
-        "name": state.name,
-        "is_up": state.is_up,
-        "entries": state.entries,
-        "bytes": state.bytes,
-        "hits": cache.hits,
-        "misses": cache.misses,
-        "hit_bytes": cache.hit_bytes,
-    }
-
-
-def _learned(learned: Learned) -> shapes.Learned:
-    return {
-        "start_s": learned.start_s,
-        "held_bytes": learned.held_bytes,
-        "came_back_bytes": learned.came_back_bytes,
-    }
-
-
-def _waiting(slot: Slot, now: float) -> list[shapes.Waiter]:
-    """Who waits for a slot, by the names of keys, whoever came first first."""
-    since: dict[str, list[float]] = {}
-    for ticket in sorted(slot.queue, key=lambda t: t.arrived_at):
-        since.setdefault(ticket.key, []).append(ticket.arrived_at)
-    return [{"key": key, "count": len(times), "longest_s": round(now - times[0], 1)} for key, times in since.items()]
-
-
 def _owner(said: Any) -> str:
     if not isinstance(said, str) or not said.strip() or len(said) > LONGEST_OWNER or not said.isprintable():
         raise BadRequest(f'say who: {{"owner": "…"}}, up to {LONGEST_OWNER} printable characters')
@@ -387,40 +338,6 @@ def _word(asked: dict[str, Any], key: str, words: tuple[W, ...], default: D) -> 
     raise BadRequest(f"{key} has to be one of: {', '.join(words)}")
 
 
-def _hold_status(hold: Hold | None, now: float) -> shapes.HoldStatus | None:
-    if hold is None:
-        return None
-    return {
-        "owner": hold.owner,
-        "mode": hold.mode,
-        "is_free": hold.is_free,
-        "since_s": round(now - hold.began_at, 1),
-        "expires_in_s": None if hold.expires_at is None else round(max(0.0, hold.expires_at - now), 1),
-    }
-
-
-def _memory_status(memory: ChosenSource) -> shapes.Memory:
-    status: shapes.Memory = {
-        "source": memory.name,
-        "why": memory.why,
-        "available_bytes": memory.available(),
-        "devices": [_device(device) for device in memory.devices()],
-    }
-    if memory.problem:
-        status["problem"] = memory.problem
-    return status
-
-
-def _device(device: Device) -> shapes.Device:
-    return {
-        "name": device.name,
-        "total_bytes": device.total_bytes,
-        "available_bytes": device.available_bytes,
-        "is_unified": device.is_unified,
-        "problem": device.problem,
-    }
-
-
 async def _asked(call: EdgeCall) -> dict[str, Any]:
     body = await call.read_body()
     if body.file is not None:
@@ -432,20 +349,3 @@ def waits(query: str) -> bool:
     """Whether the answer is to come when it is done; `wait=0` says no. Other parameters mean nothing here."""
     said = [value.lower() for name, value in parse_qsl(query, keep_blank_values=True) if name == "wait"]
     return not said or said[-1] not in ("0", "false", "no")
-
-
-def _is_shown(swap: Swap, shown: Collection[SlotId]) -> bool:
-    target = swap.plan.target
-    return target in shown if target is not None else any(s in shown for s in swap.plan.victims)
-
-
-def _swap_status(swap: Swap, now: float, shown: Collection[SlotId]) -> shapes.SwapRunning:
-    return {
-        "target": str(swap.plan.target) if swap.plan.target is not None else None,
-        "reason": swap.plan.reason,
-        "step": swap.step,
-        "step_s": round(now - swap.step_since, 2),
-        "total_s": round(now - swap.began_at, 2),
-        "freed": [str(s) for s in swap.freed if s in shown],
-        "seconds": {k: round(v, 3) for k, v in swap.seconds.items()},
-    }
