@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from engine_server import ok
-from router_kit import CHAT, Client, MakeRouter, RouterUnderTest, chat, make_config
+from router_kit import CHAT, GIB, Client, MakeRouter, RouterUnderTest, chat, make_config
 
 from enginerouter.config.engines import Profile
 from enginerouter.config.load import load_text
@@ -53,6 +54,7 @@ async def watch(client: Client, key: str | None = None) -> Watcher:
     assert await client.head() == 200
     watcher = Watcher(client)
     assert (await watcher.next())[0] == "status"
+    assert (await watcher.next())[0] == "memory_history"
     return watcher
 
 
@@ -81,6 +83,23 @@ async def test_who_comes_later_is_told_of_the_last_swaps_and_requests(make_route
     async with router.client() as client:
         seen = await (await watch(client)).until("request", model="a")
     assert [data["target"] for name, data in seen if name == "swap"] == ["a"]
+
+
+async def test_who_comes_later_is_told_how_much_memory_there_was(make_router: MakeRouter) -> None:
+    """Of what was read without a watcher: here around a swap that takes a third of it."""
+    router = await make_router(settles=True)
+    router.engines["a"].held = 20 * GIB
+    await router.load("a")
+    await router.get("/status")
+    async with router.client() as client:
+        await client.send("GET", "/events")
+        assert await client.head() == 200
+        _, told = (await Watcher(client).until("memory_history"))[-1]
+    assert abs(told["at"] - time.time()) < 5
+    times, readings = zip(*told["points"], strict=True)
+    assert list(times) == sorted(times)
+    assert told["at"] - 5 < times[0] <= times[-1] <= told["at"] + 0.1
+    assert (readings[0], readings[-1]) == (64 * GIB, 44 * GIB)
 
 
 async def test_a_key_sees_only_what_it_may_use(make_router: MakeRouter) -> None:

@@ -80,6 +80,22 @@ def test_a_swap_is_seen_as_it_happens_and_its_timeline_stays(start: Start, page:
     assert page.locator("#memory path.curve").count() == 1
 
 
+def test_memory_before_the_page_was_opened_is_drawn_with_the_swaps_marked(start: Start, page: Any) -> None:
+    router = start(engines("llama", "qwen"))
+    router.ask("llama")
+    router.status()  # somebody reads memory, and nobody watches
+    page.wait_for_timeout(6000)
+    router.ask("qwen")
+    router.status()
+    open_page(page, router)
+    page.wait_for_selector("#memory path.mark:nth-of-type(3)", state="attached")
+    seen = page.locator("#memory-span").inner_text()
+    shown_s = re.search(r"the last ([\d.]+) s", seen)
+    assert shown_s is not None, seen
+    assert float(shown_s[1]) >= 5
+    assert page.locator("#memory path.curve").get_attribute("d").count("L") >= 2
+
+
 def test_requests_appear_and_are_still_there_after_a_reload_of_the_page(start: Start, page: Any) -> None:
     router = start(engines("llama"))
     open_page(page, router)

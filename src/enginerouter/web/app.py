@@ -34,6 +34,7 @@ from enginerouter.routing.health import Health
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
 from enginerouter.swap.coordinator import Coordinator
+from enginerouter.swap.history import MemoryHistory, Remembering
 from enginerouter.swap.memory import ChosenSource
 from enginerouter.swap.phases import Phase
 from enginerouter.swap.pick import Picked
@@ -79,7 +80,8 @@ class Router:
         self.config = config
         self._sock = sock
         self.registry = Registry()
-        self.memory: ChosenSource = memory if memory is not None else Picked(config.memory_source)
+        self._memory_history = MemoryHistory()
+        self.memory = Remembering(memory or Picked(config.memory_source), self._memory_history)
         self.telemetry = Telemetry(self.registry)
         self.state = StateFile(config.base_dir / config.state_file)
         # Which router this is among others. Of this process alone: two boxes may keep their state in the same place.
@@ -132,6 +134,7 @@ class Router:
             self._snapshot,
             time.monotonic(),
             LearnedFacts(self.state),
+            self._memory_history,
         )
 
     @property

@@ -29,6 +29,7 @@ from enginerouter.routing.health import Health
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
 from enginerouter.swap.coordinator import Coordinator
+from enginerouter.swap.history import MemoryHistory
 from enginerouter.swap.memory import ChosenSource
 from enginerouter.swap.phases import Phase
 from enginerouter.tasks import TaskGroup
@@ -109,6 +110,7 @@ class Lasting:
     snapshot: Snapshot
     began_at: float
     learned_facts: LearnedFacts
+    memory_history: MemoryHistory
     file_facts: FileFacts = field(default_factory=FileFacts)
     addresses: dict[SlotId, str] = field(default_factory=dict)
     upstreams: dict[str, Upstream] = field(default_factory=dict)
@@ -249,7 +251,8 @@ class Surface:
         catalog = Catalog(naming, self.knowledge, self._engines, config.default_model)
         discovering = Discovering(naming, self.discovery)
         explain = Explain(naming, params, lasting.coordinator, lasting.health, self._upstreams)
-        watching = Watching(lasting.telemetry.hub, naming, lasting.snapshot, log_files(config), journals(config))
+        hub, history = lasting.telemetry.hub, lasting.memory_history
+        watching = Watching(hub, naming, lasting.snapshot, history, log_files(config), journals(config))
         for path in INFERENCE_PATHS:
             yield Route("POST", path, inference.serve)
         metrics_access: Access = "key" if config.metrics_require_key else "open"
