@@ -15,6 +15,7 @@ from router_kit import CHAT, GIB, Client, MakeRouter, RouterUnderTest, chat, mak
 from enginerouter.config.engines import Profile
 from enginerouter.config.load import load_text
 from enginerouter.config.model import ApiKey
+from enginerouter.errors import StartFailed
 from enginerouter.web import watching
 from enginerouter.web.surface import journals, log_files
 from enginerouter.web.telemetry import Record
@@ -83,6 +84,20 @@ async def test_who_comes_later_is_told_of_the_last_swaps_and_requests(make_route
     async with router.client() as client:
         seen = await (await watch(client)).until("request", model="a")
     assert [data["target"] for name, data in seen if name == "swap"] == ["a"]
+
+
+async def test_why_a_swap_failed_is_told_to_admins(make_router: MakeRouter) -> None:
+    """In the event, now and remembered, and in `/status`: an engine's words may name what another key must not know."""
+    keys = (*KEYS, ApiKey(name="user", key="user"))
+    router = await make_router(api_keys=keys)
+    router.engines["a"].start_error = StartFailed("a", "engine 'a' exited with status 3: no such file /secret")
+    assert (await router.ask(chat("a"), headers={"Authorization": "Bearer boss"})).status == 502
+    for key, wanted in (("boss", "engine 'a' exited with status 3: no such file /secret"), ("user", None)):
+        async with router.client() as client:
+            _, swap = (await (await watch(client, key)).until("swap", target="a", result="failed"))[-1]
+        assert swap.get("error") == wanted
+        status = (await router.get("/status", Authorization=f"Bearer {key}")).json
+        assert status["last_swaps"]["a"]["error"] == wanted
 
 
 async def test_who_comes_later_is_told_how_much_memory_there_was(make_router: MakeRouter) -> None:

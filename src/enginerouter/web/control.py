@@ -117,7 +117,7 @@ class Control:
             "swaps": [_swap_status(s, now, shown) for s in swaps if _is_shown(s, shown)],
             "slots": [self._slot_status(s, now, identity) for s in slots],
             "last_swaps": {
-                str(slot): swap_fields(report, self._telemetry.swapped_at[slot], freed=shown)
+                str(slot): swap_fields(report, self._telemetry.swapped_at[slot], shown, is_admin=identity.is_admin)
                 for slot, report in self._telemetry.last_swap.items()
                 if slot in shown
             },

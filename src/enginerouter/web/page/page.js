@@ -269,6 +269,7 @@ function buildSwap(swap) {
       element("span", "result", `${seconds(swap.total_s)}${settle}`),
     ),
     bar,
+    swap.error ? element("p", "problem", swap.error) : null,
   );
 }
 

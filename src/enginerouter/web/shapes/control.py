@@ -86,6 +86,7 @@ class LastSwap(TypedDict):
     seconds: Annotated[dict[str, Seconds], "by step"]
     settle: Annotated[str | None, "the verdict; null: there was nothing to wait for"]
     freed: list[str]
+    error: Annotated[str | None, "why it did not end well; for admin keys"]
 
 
 class Device(TypedDict):
