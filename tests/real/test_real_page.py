@@ -225,7 +225,7 @@ def test_it_fits_a_phone_and_a_desktop_dark_and_light(
     )
     assert hidden == 0, "of a request all is seen"
     assert "start_failed" in page.locator("#requests").inner_text()
-    assert "exit status 3" in page.locator("#swaps .problem").inner_text()
+    assert "exited with status 3" in page.locator("#swaps .problem").inner_text()
     small = page.evaluate(
         "[...document.querySelectorAll('button')].filter(b => b.offsetHeight && b.offsetHeight < 32).length"
     )
