@@ -209,3 +209,17 @@ async def test_a_stored_response_follows_the_fence_of_now_and_a_gone_engine_is_s
                 await router.get("/v1/responses/resp_1", **key),
             ):
                 assert (answer.status, answer.error["code"]) == (503, "no_longer_configured")
+
+
+async def test_a_reload_says_and_refuses_what_only_this_machine_can_tell(tmp_path: Path) -> None:
+    """As a check and a start do: 192.0.2.7 is none of its addresses."""
+    far = {"type": "ollama", "base_url": "http://192.0.2.7:11434"}
+    async with from_file(tmp_path, {"a": process()}) as router:
+        told = await router.rewrite({"a": process(), "far": far})
+        assert [w["path"] for w in told["warnings"]] == ["engines.far.base_url"]
+        assert "192.0.2.7 is not this machine" in told["warnings"][0]["message"]
+        router.write({"a": process(), "far": far}, aliases={"safe": {"chain": ["a", "far/m"], "local_only": True}})
+        refused = await router.reload()
+        assert refused.status == 422
+        assert [p["path"] for p in refused.error["problems"]] == ["aliases.safe.local_only"]
+        assert (await router.ask(chat("safe"))).status == 404, "the running one goes on"

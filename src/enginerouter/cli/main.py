@@ -141,7 +141,7 @@ def run(arguments: Arguments) -> int:
 
 def _serve(path: Path) -> int:
     with noted_hangups() as early:
-        from enginerouter.config.load import load
+        from enginerouter.web.machine import load_here
         from enginerouter.web.serve import serve
 
-        return serve(load(path), early)
+        return serve(load_here(path), early)

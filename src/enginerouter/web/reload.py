@@ -19,11 +19,12 @@ from typing import Any
 from aiohttp import web
 
 from enginerouter.config.changes import Changes
-from enginerouter.config.load import Loaded, load
+from enginerouter.config.load import Loaded
 from enginerouter.errors import BadRequest, ConfigError, Problem, ShuttingDown
 from enginerouter.tasks import TaskGroup
 from enginerouter.web.catalog import json_answer
 from enginerouter.web.edge import EdgeCall
+from enginerouter.web.machine import load_here
 from enginerouter.web.shapes.control import Reloaded, Told
 
 log = logging.getLogger(__name__)
@@ -157,11 +158,11 @@ def _load_again(path: Path) -> Loaded:
     try:
         mode = path.stat().st_mode
     except OSError:
-        return load(path)  # it says what is wrong
+        return load_here(path)  # it says what is wrong
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         problem = "this is a pipe or a device, not a file: it cannot be read again"
         raise ConfigError([Problem(problem, file=str(path), hint="put the configuration into a file")])
-    return load(path)
+    return load_here(path)
 
 
 def describe(changes: Changes) -> str:

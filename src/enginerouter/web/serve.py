@@ -19,7 +19,6 @@ from enginerouter.web.app import Router
 from enginerouter.web.control import STUCK_AFTER_S
 from enginerouter.web.listener import parser_problem
 from enginerouter.web.logs import FLUSH_EVERY_S, CollectingHandler, set_up
-from enginerouter.web.machine import warnings_here
 from enginerouter.web.slots_of import stop_s
 
 log = logging.getLogger(__name__)
@@ -34,7 +33,7 @@ def serve(loaded: Loaded, early: EarlyHangup) -> int:
     config = loaded.config
     output = set_up(config.log_level, config.log_file, config.log_format)
     try:
-        for warning in (*loaded.warnings, *warnings_here(config)):
+        for warning in loaded.warnings:
             log.warning("%s", warning)
         _warn_of_exposure(config)
         return asyncio.run(_serve(config, output, early))
