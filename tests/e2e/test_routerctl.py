@@ -86,7 +86,8 @@ async def test_general_options_may_follow_the_command(router: RouterUnderTest, m
 
 
 async def test_routing_is_told_in_tables(make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch) -> None:
-    router = await make_router(aliases={"best": {"chain": ("a", "b"), "description": "what fits"}})
+    aliases = {"best": {"chain": ("a", "b"), "description": "what fits"}, "old": {"chain": ("gone", "b")}}
+    router = await make_router(aliases=aliases)
     monkeypatch.setenv("ENGINEROUTER_URL", router.url)
 
     async def rows(*words: str) -> list[list[str]]:
@@ -95,6 +96,7 @@ async def test_routing_is_told_in_tables(make_router: MakeRouter, monkeypatch: p
         return [line.split() for line in ended.out.splitlines()]
 
     assert ["best", "chain", "a/a", "→", "b/b", "what", "fits"] in await rows("aliases")
+    assert ["old", "chain", "b/b", "not", "known", "now:", "gone"] in await rows("aliases")
     assert ["a", "healthy"] in await rows("health")
     explained = await rows("explain", "best")
     assert explained[0] == ["best", "would", "be", "served", "by", "a/a"]

@@ -266,15 +266,16 @@ class Directory:
         # An engine by its name alone: the first of its models.
         return found or next((t for t in self._models.values() if t.engine == entry), None)
 
-    def aliases(self, may_name: MayName) -> list[tuple[Alias, tuple[Target, ...]]]:
-        """The aliases that a key may use, hidden ones and globs too, with what they lead to now."""
-        return [(alias, self._targets_of(alias)) for alias in self._aliases if may_name(alias.name)]
+    def aliases(self, may_name: MayName) -> list[Chain]:
+        """The aliases that a key may use, hidden ones and globs too, with what they lead to now: a rename to one."""
+        return [self._leads_to(alias) for alias in self._aliases if may_name(alias.name)]
 
-    def _targets_of(self, alias: Alias) -> tuple[Target, ...]:
+    def _leads_to(self, alias: Alias) -> Chain:
         if alias.chain:
-            return self._chain(alias).targets
-        found = self._names.get(alias.name) or self._discovered.get(alias.name) or self._known(alias.target or "")
-        return (_renamed(found, alias),) if found is not None else ()
+            return self._chain(alias)
+        end = alias.target or ""
+        found = self._names.get(alias.name) or self._discovered.get(alias.name) or self._known(end)
+        return Chain(alias, (_renamed(found, alias),)) if found is not None else Chain(alias, (), (end,))
 
     def _listed_chain(self, chain: Chain) -> Listed | None:
         """A chain promises what its weakest target can."""

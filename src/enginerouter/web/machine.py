@@ -36,10 +36,10 @@ def load_here(path: Path) -> Loaded:
     for engine in config.engines.values():
         fences.warn_of_memory_elsewhere(engine, own, report)
     stays_local = False
-    for alias, targets in Directory(config).aliases(lambda _name: True):
-        engines = dict.fromkeys(target.engine for target in targets)
-        fences.check_stays_here(alias, (config.engines[name] for name in engines), own, report)
-        stays_local = stays_local or any(target.stays_local for target in targets)
+    for chain in Directory(config).aliases(lambda _name: True):
+        engines = dict.fromkeys(target.engine for target in chain.targets)
+        fences.check_stays_here(chain.alias, (config.engines[name] for name in engines), own, report)
+        stays_local = stays_local or any(target.stays_local for target in chain.targets)
     if stays_local or not all(key.remote for key in config.api_keys):
         for engine in config.engines.values():
             fences.warn_of_doubt(engine, own, names, report)
