@@ -183,7 +183,7 @@ class Directory:
                     "or set default_model in the router's configuration"
                 )
         found = self._names.get(name) or self._by_alias(name) or self._live(name)
-        if found is not None and (may_name(found.asked) or _is_permitted(found, name, may_name)):
+        if found is not None and is_permitted(found, name, may_name):
             return found
         raise UnknownModel(name, self.suggestions(may_name))
 
@@ -376,12 +376,12 @@ def _renamed(target: Target, alias: Alias, *, is_glob: bool = False) -> Target:
     )
 
 
-def _is_permitted(found: Route, name: str, may_name: MayName) -> bool:
-    """Whether a key that may not use the canonical name may use this one.
+def is_permitted(found: Route, name: str, may_name: MayName) -> bool:
+    """Whether a key may use what it called by this name.
 
     An alias glob is named by its pattern, and by every name that matches it; a discovered model in two ways.
     """
-    if found.is_glob and may_name(name):
+    if may_name(found.asked) or (found.is_glob and may_name(name)):
         return True
     return isinstance(found, Target) and not found.is_declared and may_name(found.label)
 

@@ -36,7 +36,17 @@ class Ask:
     model may also be a "name".
     """
 
-    __slots__ = ("_form", "_parsed", "body", "dialect", "model", "path", "sent_model", "wants_stream")
+    __slots__ = (
+        "_form",
+        "_parsed",
+        "body",
+        "dialect",
+        "model",
+        "path",
+        "previous_response_id",
+        "sent_model",
+        "wants_stream",
+    )
 
     def __init__(self, path: str, body: bytes | IO[bytes], parsed: Json, form: Body | None = None) -> None:
         self.body = body
@@ -48,6 +58,8 @@ class Ask:
         if self.model is None and self.dialect is not OPENAI:
             self.model = model_of({"model": self.dialect.model_of(parsed)})
         self.wants_stream = self.dialect.wants_stream(path, parsed)
+        given = parsed.get("previous_response_id") if self.makes_response else None
+        self.previous_response_id = given if isinstance(given, str) else None
 
     @property
     def json(self) -> Json:
@@ -55,8 +67,9 @@ class Ask:
         return self._parsed
 
     @property
-    def is_responses(self) -> bool:
-        return self.path.startswith(RESPONSES)
+    def makes_response(self) -> bool:
+        """Whether its answer may be stored by the engine: not where it asks for one that is."""
+        return self.path == RESPONSES
 
     @property
     def is_repeatable(self) -> bool:
@@ -67,13 +80,6 @@ class Ask:
     def answers_json(self) -> bool:
         """Whether white space may come before the answer: audio is no JSON."""
         return not self.path.startswith("/v1/audio/")
-
-    @property
-    def previous_response_id(self) -> str | None:
-        if not self.is_responses:
-            return None
-        given = self._parsed.get("previous_response_id")
-        return given if isinstance(given, str) else None
 
     async def body_for(self, model: str, rules: ParamRules = NO_RULES) -> bytes | IO[bytes]:
         """What a target gets: the model as its engine knows it, after what the model's settings change.

@@ -356,8 +356,8 @@ class Exchange:
             elif (found := self._error_in(answer, body)) is not None:
                 self._judge_first(found)
             self._first_byte()
-            if self._ask.is_responses and answer.status < 400:
-                self._owners.note(body, self._target, self._call.identity.name)
+            if self._ask.makes_response and answer.status < 400:
+                self._owners.note(body, self._target, self._call.identity.name, self._ask)
             self._record.usage = usage_said(body)
             if self._question is not None:
                 Copy(self._question, answer).whole(body)
@@ -423,7 +423,7 @@ class Exchange:
             chunk = self._noted(answer, chunk)
         beginning = self._beginning_of(answer, chunk)
         self._first_byte()
-        seen, is_looking = b"", self._ask.is_responses
+        seen, is_looking = b"", self._ask.makes_response
         first, before, last = chunk, b"", b""
         copy = Copy(self._question, answer) if self._question is not None else None
         while chunk:
@@ -434,7 +434,7 @@ class Exchange:
                 copy.add(chunk)
             if is_looking:
                 seen += chunk
-                is_looking = not self._owners.note(seen, self._target, self._call.identity.name)
+                is_looking = not self._owners.note(seen, self._target, self._call.identity.name, self._ask)
             now = lease.last_byte_at = monotonic()
             lease.waits_for_client = True
             await write(chunk, now)
