@@ -21,6 +21,7 @@ from enginerouter.cache.answers import AnswerCache
 from enginerouter.config.changes import Changes, diff
 from enginerouter.config.load import Loaded
 from enginerouter.config.model import Config, EngineSettings
+from enginerouter.config.source import see_file
 from enginerouter.engines.base import Engine
 from enginerouter.engines.directory import SlotDirectory
 from enginerouter.engines.discovery import Discovery
@@ -401,6 +402,8 @@ def load_certificates(context: ssl.SSLContext, config: Config) -> None:
     """Read them, also anew: connections that come after this see them. Blocks. Raises ConfigError."""
     assert config.tls_cert_file is not None
     try:
+        for file in filter(None, (config.tls_cert_file, config.tls_key_file)):
+            see_file(file)
         context.load_cert_chain(config.tls_cert_file, config.tls_key_file)
     except OSError as error:  # ssl.SSLError is one
         files = f"{config.tls_cert_file} and {config.tls_key_file}"
