@@ -45,7 +45,9 @@ def page(browser: Any) -> Iterator[Any]:
     opened.on("pageerror", lambda error: problems.append(str(error)))
     yield opened
     context.close()
-    assert [p for p in problems if "401" not in p and "403" not in p] == []
+    # The browser's own words for a key that is refused, and for a router that is away for a moment.
+    expected = ("401", "403", "ERR_CONNECTION_REFUSED")
+    assert [p for p in problems if not any(words in p for words in expected)] == []
 
 
 def engines(*names: str, load_s: float = 0.2) -> dict[str, Any]:
