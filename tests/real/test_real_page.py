@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -96,6 +97,23 @@ def test_memory_before_the_page_was_opened_is_drawn_with_the_swaps_marked(start:
     assert shown_s is not None, seen
     assert float(shown_s[1]) >= 5
     assert page.locator("#memory path.curve").get_attribute("d").count("L") >= 2
+
+
+def test_where_nobody_has_read_memory_there_is_a_gap_whatever_the_clocks_say(start: Start, page: Any) -> None:
+    """The router's clock is years behind."""
+    router = start(engines("llama"))
+    points = [[seconds, 2**30] for seconds in (0.0, 5.0, 10.0, 1800.0, 1805.0)]
+    swapped = {"target": "llama", "at": 8.0, "result": "ok", "total_s": 1.0, "seconds": {"starting": 1.0}, "freed": []}
+    told = {"status": router.status(), "memory_history": {"at": 1805.0, "points": points}, "swap": swapped}
+    body = "".join(
+        f"event: {name}\ndata: {json.dumps(data)}\n\n" for name, data in (*told.items(), ("status", told["status"]))
+    )
+    page.route("**/events", lambda route: route.fulfill(content_type="text/event-stream", body=body))
+    page.goto(router.url + "/")
+    page.wait_for_selector("#memory path.mark", state="attached")
+    assert page.locator("#memory path.curve").get_attribute("d").count("M") == 2
+    assert page.locator("#memory path.mark").get_attribute("d").startswith("M2.7,")
+    assert "the last 30 min 5 s" in page.locator("#memory-span").inner_text()
 
 
 def test_requests_appear_and_are_still_there_after_a_reload_of_the_page(start: Start, page: Any) -> None:
