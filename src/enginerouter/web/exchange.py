@@ -1,6 +1,7 @@
 """One request between its client and one engine: the lease, the engine's answer, and its way to the client.
 
-What is here passes an answer through as it is; `translating.py` adds the engines that speak another dialect.
+What is here passes an answer through as it is; `mending.py` adds what an engine left out of it, `translating.py` the
+engines that speak another dialect.
 """
 
 from __future__ import annotations
@@ -349,21 +350,25 @@ class Exchange:
             # Every event is passed on when it comes, and the last one may be ours.
             length = None
         if length is not None and length <= WHOLE_BYTES and self._clock is None:
-            body = await self._read(answer)
-            if answer.status >= 400:
-                body = self._noted(answer, body)
-            elif (found := self._error_in(answer, body)) is not None:
-                self._judge_first(found)
-            self._first_byte()
-            if self._ask.is_responses and answer.status < 400:
-                self._owners.note(body, self._target, self._call.identity.name)
-            self._record.usage = usage_said(body)
-            if self._question is not None:
-                Copy(self._question, answer).whole(body)
+            body = self._note_whole(answer, await self._read(answer))
             return web.Response(status=answer.status, headers=headers, body=body)
         await self._client.begin(answer.status, headers, length)
         await self._pump(answer, lease)
         return await self._client.finish()
+
+    def _note_whole(self, answer: ClientResponse, body: bytes) -> bytes:
+        """Note what an answer that is here altogether says; what of it goes on to the client."""
+        if answer.status >= 400:
+            body = self._noted(answer, body)
+        elif (found := self._error_in(answer, body)) is not None:
+            self._judge_first(found)
+        self._first_byte()
+        if self._ask.is_responses and answer.status < 400:
+            self._owners.note(body, self._target, self._call.identity.name)
+        self._record.usage = usage_said(body)
+        if self._question is not None:
+            Copy(self._question, answer).whole(body)
+        return body
 
     def _noted(self, answer: ClientResponse, said: bytes) -> bytes:
         """Note an error of the engine; what of it goes on to the client."""
