@@ -27,6 +27,7 @@ from enginerouter.dialects.beginnings import (
 )
 from enginerouter.dialects.openai import engine_error_fields
 from enginerouter.dialects.params import NO_RULES
+from enginerouter.dialects.response_events import Numbering
 from enginerouter.dialects.usage import TAIL_BYTES, usage_said
 from enginerouter.errors import FirstByteTimeout, RouterError, UpstreamFailed, printable
 from enginerouter.proxy.downstream import Downstream, KeepAlive
@@ -430,6 +431,7 @@ class Exchange:
         seen, is_looking = b"", self._ask.is_responses
         first, before, last = chunk, b"", b""
         copy = Copy(self._question, answer) if self._question is not None else None
+        numbering = self._numbering(answer)
         while chunk:
             if beginning is not None and (found := beginning.feed(chunk)) is not None:
                 beginning = None
@@ -441,18 +443,24 @@ class Exchange:
                 is_looking = not self._owners.note(seen, self._target, self._call.identity.name)
             now = lease.last_byte_at = monotonic()
             lease.waits_for_client = True
-            await write(chunk, now)
+            await write(chunk if numbering is None else numbering.feed(chunk), now)
             lease.waits_for_client = False
             before, last = last, chunk
             try:
                 chunk = await read()
             except (aiohttp.ClientError, ConnectionError) as error:
                 raise await self._broken(error) from error
+        if numbering is not None:
+            await write(numbering.end(), monotonic())
         self._record.usage = usage_said(before[-TAIL_BYTES:] + last, first)
         if not is_framed(answer):
             await asyncio.sleep(UNFRAMED_NOTICE_S)
         elif copy is not None:
             copy.whole()
+
+    def _numbering(self, answer: ClientResponse) -> Numbering | None:
+        """What the stream goes through on its way; None for all that passes as it is."""
+        return None
 
     def _error_in(self, answer: ClientResponse, said: bytes) -> ErrorSaid | None:
         """The error that a JSON answer of status 200 is."""

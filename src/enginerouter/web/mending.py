@@ -12,12 +12,15 @@ import time
 from aiohttp import ClientResponse, web
 
 from enginerouter.dialects.embeddings import in_base64
+from enginerouter.dialects.openai import RESPONSES
+from enginerouter.dialects.response_events import Numbering
 from enginerouter.swap.model import Lease
 from enginerouter.web.answering import is_packed
 from enginerouter.web.exchange import Exchange
 from enginerouter.web.json_body import THREAD_BYTES
 
 JSON = "application/json"
+EVENTS = "text/event-stream"
 # A larger answer passes as it is: it is held in memory as a whole, and its vectors are twice there.
 MAX_MENDED_BYTES = 64 * 1024 * 1024
 
@@ -35,6 +38,10 @@ class MendingExchange(Exchange):
             await self._client.write(self._note_whole(answer, body), time.monotonic())
             return await self._client.finish()
         return await super()._relay_into_json(answer, lease)
+
+    def _numbering(self, answer: ClientResponse) -> Numbering | None:
+        is_stream = self._ask.path == RESPONSES and answer.status == 200 and answer.content_type == EVENTS
+        return Numbering() if is_stream and not is_packed(answer) else None
 
     async def _vectors(self, answer: ClientResponse, lease: Lease) -> bytes | None:
         """A whole answer with its vectors in base64; None for what has none, or is too large to be held."""
