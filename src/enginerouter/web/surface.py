@@ -288,6 +288,7 @@ class Surface:
             lasting.telemetry,
             self._upstreams,
             lasting.addresses,
+            {name: settings.base_url or "" for name, settings in self._settings.items()},
             allows_destructive=config.allow_destructive_ollama_api,
         )
         yield from extra_routes(extras, inference)
