@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -73,7 +73,8 @@ ERROR_BYTES = 64 * 1024
 class Surroundings:
     """What all exchanges share. `addresses` gives the URL that a ready slot answers at.
 
-    `instance` is this router's id among others, for `X-EngineRouter-Via`.
+    `instance` is this router's id among others, for `X-EngineRouter-Via`. `has_infill`: a target's engine has said that
+    it is a llama.cpp.
     """
 
     instance: str
@@ -88,6 +89,7 @@ class Surroundings:
     owners: ResponseOwners
     params: ModelParams
     answers: KeptAnswers
+    has_infill: Callable[[Target], bool]
     tasks: TaskGroup
 
     def via(self, call: EdgeCall) -> str:

@@ -237,6 +237,7 @@ class Surface:
             lasting.owners,
             params,
             KeptAnswers(self.cache, config, params),
+            self.knowledge.has_infill,
             lasting.tasks,
         )
 
@@ -247,7 +248,8 @@ class Surface:
         inference = Inference(naming, self._surroundings(params))
         catalog = Catalog(naming, self.knowledge, self._engines, config.default_model)
         discovering = Discovering(naming, self.discovery)
-        explain = Explain(naming, params, lasting.coordinator, lasting.health, self._upstreams)
+        has_infill = self.knowledge.has_infill
+        explain = Explain(naming, params, lasting.coordinator, lasting.health, self._upstreams, has_infill)
         watching = Watching(lasting.telemetry.hub, naming, lasting.snapshot, log_files(config))
         for path in INFERENCE_PATHS:
             yield Route("POST", path, inference.serve)

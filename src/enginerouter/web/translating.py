@@ -51,8 +51,10 @@ class AnyExchange(MendingExchange):
         ask, upstream = self._ask, self._upstream
         if ask.dialect.name not in upstream.dialects:
             answer_id = _NOT_IN_AN_ID.sub("_", self._call.request_id)
+            # Asked for only where it matters: it is put together from all that is known.
+            has_infill = upstream.has_infill or (bool(ask.json.get("suffix")) and self._around.has_infill(self._target))
             translation = await ask.translation_for(
-                upstream.dialects, answer_id, is_strict=upstream.is_strict, has_infill=upstream.has_infill
+                upstream.dialects, answer_id, is_strict=upstream.is_strict, has_infill=has_infill
             )
             if not translation.asked.model:
                 # Said in the answer where the engine does not say who it is.
