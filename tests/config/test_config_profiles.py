@@ -25,6 +25,22 @@ def flags(text: str) -> dict[str, Any]:
     return dict(profiles(f"    profiles: {{p: {{model: m, flags: {text}}}}}")["p"].flags)
 
 
+def warnings_of(start_cmd: str, more: str = "") -> list[tuple[str, str]]:
+    text = f"engines:\n  a:\n    type: generic_process\n    start_cmd: {start_cmd}\n{more}"
+    return [(w.message, w.hint) for w in load_text(text, base_dir=Path("/base"), environ={}).warnings]
+
+
+def test_a_placeholder_that_nothing_fills_in_is_warned_of() -> None:
+    profile = "    profiles: {p: {model: m}}"
+    ((message, hint),) = warnings_of("'x {port} {model} {flag}'", profile)
+    assert message == "'{flag}' stays as it is: there is no such placeholder"
+    assert hint == "did you mean 'flags'?"
+    ((message, _),) = warnings_of("'x {port} -m {model}'")
+    assert message == "'{model}' stays as it is: only profiles fill it in"
+    assert warnings_of("'x {port} {model} {id} {flags}'", profile) == []
+    assert warnings_of("[sh, -c, 'exec x --port {port} $${model} {a} {role}']") == [], "a program may have its own"
+
+
 @pytest.mark.parametrize(
     ("yaml", "value"),
     [

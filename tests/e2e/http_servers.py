@@ -1,4 +1,4 @@
-"""Scripted servers that load their models over HTTP, speaking as facts/engines.md has it – truthfully or not.
+"""Scripted servers that load their models over HTTP, speaking as the real ones do – truthfully or not.
 
 `lies` and `fails` are switches a test sets: `fails["GET /api/ps"]` is the script played instead of the answer.
 """
@@ -109,6 +109,8 @@ class LmStudio(ScriptedServer):
             if "unload" not in self.lies:
                 for found in self.instances.values():
                     found[:] = [i for i in found if i != instance]
+            if "blind" in self.lies:
+                self.fails["GET /api/v1/models"] = say({"error": "gone blind"}, 500)
             return say({"instance_id": instance})
         return say({"error": f"Unexpected endpoint or method. ({what})"})
 

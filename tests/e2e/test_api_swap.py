@@ -202,6 +202,19 @@ async def test_an_error_of_the_list_is_never_read_as_nothing_loaded(
     assert await answer(router, "a") == "a serves a"
 
 
+async def test_a_list_that_fails_once_its_unload_is_under_way_is_an_error_too(
+    make_router: MakeRouter, lms: LmStudio
+) -> None:
+    """Its models may still be there, and nobody has seen them go."""
+    router = await make_router(("a",), http=[lm_studio(lms)])
+    await router.load("qwen")
+    lms.lies |= {"unload", "blind"}
+    failed = await router.ask(chat("a"))
+    assert (failed.status, failed.error["code"]) == (502, "free_failed")
+    assert "gone blind" in failed.error["message"]
+    assert not router.engines["a"].starts
+
+
 async def test_a_list_that_hangs_is_an_error_within_a_bounded_time(
     make_router: MakeRouter, lms: LmStudio, monkeypatch: pytest.MonkeyPatch
 ) -> None:

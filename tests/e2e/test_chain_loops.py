@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_server import FakeEngineServer
-from router_kit import FAST, Answer, FakeEngine, RouterUnderTest, chat
+from engine_server import FakeEngineServer, ok
+from router_kit import CHAT, FAST, Answer, FakeEngine, MakeRouter, RouterUnderTest, chat
 
 from enginerouter.config.engines import GenericProcess, Remote
 from enginerouter.config.model import Alias, Config
@@ -107,6 +107,40 @@ async def test_more_than_four_hops_are_refused_and_nonsense_counts_as_none(
     assert (await first.ask(chat("here"), headers={VIA: "a,b,c,d"})).status == 200
     assert (await first.ask(chat("here"), headers={VIA: "a,b,c,d,e"})).status == 508
     assert (await first.ask(chat("here"), headers={VIA: "?,!, ,\u00e9," + "x" * 99})).status == 200
+
+
+async def test_a_provider_hears_of_our_routers_only_until_it_is_seen_to_be_none(tmp_path: Path) -> None:
+    cloud = FakeEngineServer()
+    cloud.script = ok(b"{}")
+    await cloud.listen()
+    router = box(tmp_path / "one", "one", cloud.port, "there/best")
+    await router.router.start()
+    for headers in ({}, {}, {VIA: "someone"}):
+        assert (await router.ask(chat("there/big"), headers=headers)).status == 200
+    told = [VIA.lower() in {name.lower() for name, _ in got.headers} for got in cloud.received]
+    assert told == [True, False, True], "what has come from another router says so everywhere"
+    await router.stop()
+    await cloud.stop()
+
+
+async def test_a_router_is_told_with_every_request(two: tuple[RouterUnderTest, RouterUnderTest]) -> None:
+    first, _ = two
+    for _ in range(3):
+        assert (await first.ask(chat("there/here"))).text == "two serves here"
+    # Said, and not asked again: the second's chain would come back here.
+    assert (await first.ask(chat("there/best"))).text == "two serves here"
+    assert "508" in (await first.get("/metrics")).body.decode()
+
+
+async def test_an_answer_that_is_committed_early_carries_the_routers_id(make_router: MakeRouter) -> None:
+    """Else whoever asked would take this router for a provider."""
+    router = await make_router(commit_after_s=0.0)
+    router.engines["a"].starting.shut()
+    async with router.client() as client:
+        await client.send("POST", CHAT, chat(stream=True), {VIA: "someone"})
+        assert await client.head() == 200
+        assert client.header(INSTANCE)
+        router.engines["a"].starting.open()
 
 
 async def test_a_client_of_its_own_is_told_no_ids(two: tuple[RouterUnderTest, RouterUnderTest]) -> None:

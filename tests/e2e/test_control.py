@@ -288,6 +288,26 @@ async def test_only_admins_swap_unload_and_reset(make_router: MakeRouter) -> Non
     assert (await router.ask(b'{"engine": "a"}', path="/admin/swap", headers={"X-API-Key": "boss"})).status == 200
 
 
+async def test_an_admin_key_sees_which_keys_wait_for_what_and_no_other_does(make_router: MakeRouter) -> None:
+    keys = (ApiKey(name="boss", key="boss", admin=True), ApiKey(name="agents", key="agents"))
+    router = await make_router(api_keys=keys)
+    router.engines["a"].starting.shut()
+    boss, agents = {"X-API-Key": "boss"}, {"X-API-Key": "agents"}
+    asked = []
+    for number, headers in enumerate((agents, boss, agents), start=1):
+        asked.append(asyncio.create_task(router.ask(chat("a"), headers=headers)))
+        await waiting(router, number)
+    slots = {s["slot"]: s for s in (await router.get("/status", **boss)).json["slots"]}
+    assert [(w["key"], w["count"]) for w in slots["a"]["waiting"]] == [("agents", 2), ("boss", 1)]
+    assert all(w["longest_s"] >= 0 for w in slots["a"]["waiting"])
+    assert "waiting" not in slots["b"]
+    seen = await router.get("/status", **agents)
+    assert [s["queued"] for s in seen.json["slots"]] == [3, 0]
+    assert b"boss" not in seen.body
+    router.engines["a"].starting.open()
+    assert [(await answer).status for answer in asked] == [200, 200, 200]
+
+
 async def test_metrics_may_ask_for_a_key(make_router: MakeRouter) -> None:
     router = await make_router(api_keys=(ApiKey(name="k", key="k"),), metrics_require_key=True)
     assert (await router.get("/metrics")).status == 401

@@ -12,9 +12,10 @@ from engine_server import ok
 from router_kit import CHAT, Client, MakeRouter, RouterUnderTest, chat, make_config
 
 from enginerouter.config.engines import Profile
+from enginerouter.config.load import load_text
 from enginerouter.config.model import ApiKey
 from enginerouter.web import watching
-from enginerouter.web.surface import log_files
+from enginerouter.web.surface import journals, log_files
 from enginerouter.web.telemetry import Record
 
 KEYS = (ApiKey(name="boss", key="boss", admin=True), ApiKey(name="guest", key="guest", models=("a",)))
@@ -251,6 +252,17 @@ async def test_what_there_is_no_log_of_is_said(make_router: MakeRouter, query: s
     answer = await router.get(f"/logs{query}")
     assert answer.status == status
     assert said in answer.error["message"]
+
+
+def test_what_systemd_runs_prints_into_its_journal() -> None:
+    text = """
+engines:
+  own: {type: systemd_unit, unit: heavy, base_url: 'http://127.0.0.1:1'}
+  root: {type: systemd_unit, unit: big, scope: system, base_url: 'http://127.0.0.1:2'}
+  daemon: {type: ollama, base_url: 'http://127.0.0.1:3'}
+"""
+    config = load_text(text, base_dir=Path("/base"), environ={}).config
+    assert journals(config) == {"own": "journalctl --user-unit=heavy", "root": "journalctl --unit=big"}
 
 
 async def test_watching_does_not_count_as_inference(make_router: MakeRouter) -> None:

@@ -136,9 +136,32 @@ async def test_models_and_queue(router: RouterUnderTest) -> None:
 async def test_hold_and_release(router: RouterUnderTest) -> None:
     ended = await ctl("hold", "comfyui", "--for", "60")
     assert ended.code == 0
-    assert "owner: comfyui" in ended.out
+    assert ended.out.startswith("hold: memory is free for comfyui (refuse, ")
     assert "hold: memory is free for comfyui (refuse, " in (await ctl("status")).out
-    assert "released: yes" in (await ctl("release", "comfyui")).out
+    assert (await ctl("release", "comfyui")).out == "released: engines start again\n"
+    assert (await ctl("release")).out == "there was no such hold\n"
+
+
+async def test_status_tells_the_last_swaps_the_newest_first(router: RouterUnderTest) -> None:
+    for model in ("a", "b"):
+        await router.load(model)
+    lines = (await ctl("status")).out.splitlines()
+    rows = [line.split() for line in lines[lines.index("") + 1 :] if ":" in line]
+    assert [(row[0], row[2], row[-1]) for row in rows] == [("b", "ok", "a"), ("a", "ok", rows[1][-1])]
+
+
+async def test_the_queue_says_whose_requests_wait_and_since_when() -> None:
+    waiting = [{"key": "agents", "count": 2, "longest_s": 12.3}, {"key": "boss", "count": 1, "longest_s": 1.0}]
+    slot = {"slot": "a", "models": ["fast"], "queued": 3, "phase": "starting", "eta_s": 4.0, "waiting": waiting}
+    row = show.queue({"slots": [slot]})[1]
+    assert row.split("  ")[-1] == "agents ×2 for 12s, boss ×1 for 1.0s"
+    assert row.startswith("a     fast")
+
+
+async def test_an_unload_is_told_as_one_by_watch() -> None:
+    told = show.event("swap", {"target": "none", "freed": ["a"], "result": "ok", "total_s": 0.4, "seconds": {}})
+    assert told is not None
+    assert told.startswith("unload of a: ok in 0.4s")
 
 
 async def test_reload_says_what_has_changed_and_all_that_is_wrong(
@@ -303,10 +326,11 @@ async def test_watch_ends_when_the_router_falls_silent(
 
 
 async def test_logs_are_printed_and_followed(make_router: MakeRouter, tmp_path: Path) -> None:
-    router = await make_router()
+    router = await make_router(aliases={"fast": "a"})
     (tmp_path / "logs/engines").mkdir(parents=True)
     (tmp_path / "logs/engines/a.log").write_text("one\ntwo\n")
     assert (await ctl("--url", router.url, "logs", "a", "-n", "1")).out == "two\n"
+    assert (await ctl("--url", router.url, "logs", "fast", "-n", "1")).out == "two\n", "a model means its engine"
     ended = await ctl("--url", router.url, "logs", "aa")
     assert (ended.code, ended.out) == (1, "")
 
@@ -326,15 +350,41 @@ async def test_completions_know_every_command(shell: str, tmp_path: Path) -> Non
 async def test_bash_completes_commands_and_their_options(tmp_path: Path) -> None:
     (tmp_path / "c").write_text((await ctl("completion", "bash")).out)
 
-    def complete(*words: str) -> list[str]:
-        quoted = " ".join(f"'{w}'" for w in ("routerctl", *words))
-        script = f". {tmp_path}/c; COMP_WORDS=({quoted}); COMP_CWORD={len(words)}; _routerctl; echo ${{COMPREPLY[@]}}"
-        said = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, timeout=20)
-        return said.stdout.split()
+    assert await completed(tmp_path / "c", "unl") == ["unload"]
+    assert await completed(tmp_path / "c", "hold", "--f") == ["--for"]
+    assert await completed(tmp_path / "c", "completion", "f") == ["fish"]
 
-    assert complete("unl") == ["unload"]
-    assert complete("hold", "--f") == ["--for"]
-    assert complete("completion", "f") == ["fish"]
+
+async def completed(script: Path, *words: str, names: str = "") -> list[str]:
+    """What bash offers after `routerctl WORDS`, where the router has these names."""
+    line = " ".join(("routerctl", *words))
+    quoted = " ".join(f"'{w}'" for w in ("routerctl", *words))
+    text = (
+        f"routerctl() {{ echo '{names}'; }}; . {script}; COMP_WORDS=({quoted}); COMP_CWORD={len(words)}; "
+        f"COMP_LINE='{line}'; COMP_POINT={len(line)}; _routerctl; echo ${{COMPREPLY[@]}}"
+    )
+    said = await asyncio.to_thread(subprocess.run, ["bash", "-c", text], capture_output=True, text=True, timeout=20)
+    return said.stdout.split()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+async def test_bash_completes_names_of_models_also_behind_a_colon(tmp_path: Path) -> None:
+    script = tmp_path / "c"
+    script.write_text((await ctl("completion", "bash")).out)
+    names = "llama qwen:8b qwen:32b"
+    assert await completed(script, "use", "ll", names=names) == ["llama"]
+    assert await completed(script, "explain", "qwen:", names=names) == ["8b", "32b"]
+    assert await completed(script, "hold", "ll", names=names) == []
+
+
+async def test_the_names_for_completions_are_such_that_no_shell_runs_them(make_router: MakeRouter) -> None:
+    """compgen expands its words."""
+    router = await make_router(aliases={"fast:8b": "a", "$(touch owned)": "a", "x y": "a"})
+    ended = await ctl("--url", router.url, "completion", "names")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.split() == ["a", "b", "fast:8b"]
+    nobody = await ctl("--url", "http://127.0.0.1:9", "completion", "names")
+    assert (nobody.code, nobody.out, nobody.err) == (0, "", "")
 
 
 def test_names_of_engines_are_text_not_orders() -> None:

@@ -92,6 +92,53 @@ async def test_a_container_of_an_earlier_router_is_adopted(box: Box) -> None:
     assert not is_alive(inside)
 
 
+async def test_a_container_whose_client_died_with_the_router_is_stopped_and_not_run_twice(box: Box) -> None:
+    """As a service manager ends a service: all of its processes at once, and the container is none of them."""
+    engine = contained(box)
+    await engine.start(SLOT)
+    client, inside = engine.pid(SLOT), container(box.folder)
+    assert client is not None
+    await engine.close()
+    os.kill(client, signal.SIGKILL)
+    while is_alive(client):
+        await asyncio.sleep(0.01)
+    assert is_alive(inside)
+    later = box.engine(
+        *engine._settings.start_cmd,
+        base_url=engine._settings.base_url,
+        stop_cmd=engine._settings.stop_cmd,
+        env=engine._settings.env,
+    )
+    assert await later.adopt() == []
+    assert not is_alive(inside)
+    await later.start(SLOT)
+    assert container(box.folder) != inside
+
+
+async def test_a_container_of_an_earlier_router_that_will_not_stop_is_told_and_not_forgotten(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("enginerouter.engines.process.CONTAINER_PORT_TIMEOUT_S", 0.3)
+    engine = contained(box, stop=("stop", "another"))
+    await engine.start(SLOT)
+    client, inside = engine.pid(SLOT), container(box.folder)
+    await engine.close()
+    os.kill(client or 0, signal.SIGKILL)
+    while is_alive(client or 0):
+        await asyncio.sleep(0.01)
+    later = box.engine(
+        *engine._settings.start_cmd,
+        base_url=engine._settings.base_url,
+        stop_cmd=engine._settings.stop_cmd,
+        env=engine._settings.env,
+    )
+    with pytest.raises(FreeFailed, match="the container may be running on"):
+        await later.adopt()
+    os.kill(inside, signal.SIGKILL)
+    while is_alive(inside):
+        await asyncio.sleep(0.01)
+
+
 async def test_a_stop_command_that_names_another_container_is_told(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("enginerouter.engines.process.CONTAINER_PORT_TIMEOUT_S", 0.3)
     engine = contained(box, "--ignore-term", stop=("stop", "another"), stop_timeout_s=0.1)

@@ -1,4 +1,4 @@
-"""What the lists and errors of servers mean, as facts/engines.md has them."""
+"""What the lists and errors of servers mean, as the real ones write them."""
 
 from __future__ import annotations
 

@@ -132,10 +132,11 @@ async def test_a_profile_whose_flag_takes_no_value_is_named_with_how_to_write_a_
     (tmp_path / "m.gguf").touch()
     profile = Profile(id="big", model=tmp_path / "m.gguf", flags={"say": "error: invalid argument: on", "exit": "1"})
     engine = box.engine(*fake("{flags}"), "--body", "{model}", profiles={"big": profile})
-    with pytest.raises(StartFailed, match=r"^profile 'big' of engine 'llama' exited with status 1 ") as caught:
+    with pytest.raises(StartFailed, match=r"^profile 'big' of engine 'llama' exited with status 1, ") as caught:
         await engine.start(BIG)
     assert caught.value.cause == "bad_flag"
-    assert "correct the profile's `flags` (a bare switch is written `jinja: null`;" in caught.value.message
+    assert "correct the profile's `flags` (a bare switch is written `jinja: null`," in caught.value.message
+    assert "one dash is written out, `-ngl: 99`" in caught.value.message
     await engine.stop(BIG)
 
 

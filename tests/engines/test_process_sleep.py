@@ -97,11 +97,13 @@ async def test_an_engine_that_does_not_wake_is_restarted(box: Box, lie: str, cap
     assert box.crashes.empty()
 
 
-async def test_one_that_died_in_its_sleep_is_started_anew_and_no_crash(box: Box) -> None:
+async def test_one_that_dies_in_its_sleep_is_told_at_once_and_started_anew(box: Box) -> None:
     engine, pid = await asleep(box)
     os.kill(pid, signal.SIGKILL)
-    while is_alive(pid):
-        await asyncio.sleep(0.01)
+    slot, error = await asyncio.wait_for(box.crashes.get(), 5)
+    assert slot == SLOT
+    assert "SIGKILL" in error.message
+    assert "while it slept" in error.message
     await engine.start(SLOT)
     assert engine.pid(SLOT) not in (pid, None)
     assert box.crashes.empty()

@@ -54,7 +54,7 @@ async def test_an_engine_that_exits_at_once_fails_at_once(box: Box) -> None:
     """A6: the predecessor waited the whole start timeout, and said nothing of the log."""
     engine = box.engine(*fake("--say", "error: invalid argument: --frobnicate", "--exit", "1"), start_timeout_s=300.0)
     before = time.monotonic()
-    with pytest.raises(StartFailed, match=r"exited with status 1 .* flag") as caught:
+    with pytest.raises(StartFailed, match=r"exited with status 1, .* flag") as caught:
         await engine.start(SLOT)
     assert time.monotonic() - before < 1
     assert caught.value.cause == "bad_flag"
@@ -353,7 +353,7 @@ async def test_a_log_that_cannot_be_written_is_a_failed_start(box: Box) -> None:
 async def test_a_hundred_megabytes_of_output_block_nobody_and_are_cut(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("enginerouter.engines.process._LOOK_AFTER_EVERY_S", 0.05)
+    monkeypatch.setattr("enginerouter.engines.process.LOOK_EVERY_S", 0.05)
     engine = box.engine(*fake("--print-mb", "100"))
     await engine.start(SLOT)
     path = box.folder / "logs" / "engines" / "llama.log"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -271,6 +272,37 @@ async def test_a_crash_is_told_at_once_with_its_cause(box: Box) -> None:
     assert "GPU" in error.message
     assert "illegal memory access" in (error.admin_detail or "")
     assert "gone" in str(await engine.stopped_state(SLOT))
+
+
+async def test_an_engine_whose_script_outlives_it_is_a_crash_and_starts_again(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shell waits for something else, and its dead child for the shell."""
+    monkeypatch.setattr("enginerouter.engines.process.LOOK_EVERY_S", 0.05)
+    engine = box.engine("/bin/sh", "-c", f"{shlex.join(fake())} & sleep 1000")
+    await engine.start(SLOT)
+    up = int((await logged(engine, "up"))[1])
+    await asyncio.sleep(0.2)
+    assert box.crashes.empty()
+    os.kill(up, signal.SIGKILL)
+    slot, error = await asyncio.wait_for(box.crashes.get(), 10)
+    assert slot == SLOT
+    assert "does not listen at port" in error.message
+    await engine.stop(SLOT)
+    assert box.living() == set()
+    await engine.start(SLOT)
+    assert box.crashes.empty()
+
+
+@pytest.mark.slow
+async def test_an_engine_that_replaces_the_process_that_listens_goes_on(box: Box) -> None:
+    engine = box.engine("/bin/sh", "-c", f"while true; do {shlex.join(fake())}; done")
+    await engine.start(SLOT)
+    first = int((await logged(engine, "up"))[1])
+    os.kill(first, signal.SIGKILL)
+    await asyncio.sleep(4.5)
+    assert box.crashes.empty()
+    assert await engine.stopped_state(SLOT) is None
 
 
 async def test_after_a_crash_the_engine_stops_what_is_left_and_starts_again(box: Box) -> None:

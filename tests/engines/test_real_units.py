@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -18,7 +20,7 @@ from unit_boxes import UnitBox
 from enginerouter.engines.ports import free_port, holder_of
 from enginerouter.errors import PortTaken, StartFailed, StartTimedOut
 from loop_watch import loop_watch
-from user_manager import UserManager
+from user_manager import FAKE_ENGINE, UserManager
 
 pytestmark = pytest.mark.real
 ALWAYS = {"Restart": "always", "RestartSec": "0.1"}
@@ -113,6 +115,30 @@ async def test_a_unit_that_ends_by_itself_is_a_crash(manager: UserManager, units
     await engine.stop(SLOT)
 
 
+async def test_a_unit_that_stays_active_when_its_engine_is_gone_is_a_crash(
+    manager: UserManager, units: UnitBox
+) -> None:
+    port = free_port()
+    command = shlex.join([sys.executable, "-I", "-S", str(FAKE_ENGINE), "--port", str(port)])
+    unit = manager.unit("remains", "/bin/sh", "-c", f"{command} & exit 0", Type="oneshot", RemainAfterExit="yes")
+    engine = units.engine(unit, port)
+    await engine.start(SLOT)
+    assert manager.pid(unit) == 0, "it has no main process to watch"
+    await asyncio.sleep(2.5)
+    assert units.crashes.empty()
+    holder = holder_of("127.0.0.1", port)
+    assert holder is not None
+    (listener,) = holder.pids
+    os.kill(listener, signal.SIGKILL)
+    error = await asyncio.wait_for(units.crashes.get(), 10)
+    assert "active (exited), stopped listening at port" in error[1].message
+    await engine.stop(SLOT)
+    assert manager.show(unit, "ActiveState") == "inactive"
+    await engine.start(SLOT)
+    assert units.crashes.empty()
+    await engine.stop(SLOT)
+
+
 async def test_a_failing_unit_fails_at_once_with_its_cause_and_the_journals_end(
     manager: UserManager, units: UnitBox
 ) -> None:
@@ -120,7 +146,7 @@ async def test_a_failing_unit_fails_at_once_with_its_cause_and_the_journals_end(
     unit = manager.fake("failing", port, "--say", "error: invalid argument: --frobnicate", "--exit", "3")
     engine = units.engine(unit, port, start_timeout_s=300.0)
     before = time.monotonic()
-    with pytest.raises(StartFailed, match=r"'failing.service' exited with status 3 .* flag") as caught:
+    with pytest.raises(StartFailed, match=r"'failing.service' exited with status 3, .* flag") as caught:
         await engine.start(SLOT)
     assert time.monotonic() - before < 2
     assert caught.value.cause == "bad_flag"

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +143,30 @@ def test_with_keys_it_asks_for_one_and_a_wrong_one_is_asked_again(start: Start, 
     assert page.locator("#engines > li").count() == 1, "a key sees what it may use"
     press(page, "Load llama")
     page.wait_for_selector("#banner.bad:has-text('needs an admin key')")
+    press(page, "Other key")
+    page.fill("#key", "s3cret")
+    page.keyboard.press("Enter")
+    page.wait_for_selector('#engines > li[data-key="qwen"]')
+    press(page, "Load llama")
+    page.wait_for_selector('#engines > li.ready[data-key="llama"]')
     assert "s3cret" not in page.url
     assert page.context.cookies() == []
+
+
+def test_the_queue_says_whose_requests_wait_for_what(start: Start, page: Any) -> None:
+    keys = [{"name": "boss", "key": "s3cret", "admin": True}, {"name": "agents", "key": "many"}]
+    router = start(engines("llama", load_s=5.0), api_keys=keys)
+    page.goto(router.url + "/")
+    page.wait_for_selector("#key-dialog[open]")
+    page.fill("#key", "s3cret")
+    page.keyboard.press("Enter")
+    with router.client() as client, ThreadPoolExecutor() as threads:
+        client.api_key = "many"
+        asked = threads.submit(chat, client, "llama", words=2)
+        page.wait_for_selector("#queue:has-text('agents: 1, for ')")
+        assert "1 for llama, ready in about" in page.locator("#queue").inner_text()
+        page.wait_for_selector("#queue:has-text('Nobody waits.')", timeout=15000)
+        asked.result()
 
 
 def test_it_finds_the_router_again_after_a_restart(start: Start, page: Any) -> None:
@@ -155,21 +178,22 @@ def test_it_finds_the_router_again_after_a_restart(start: Start, page: Any) -> N
     page.wait_for_selector("#connection.live", timeout=15000)
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (768, "light"), (1280, "light")])
 def test_it_fits_a_phone_and_a_desktop_dark_and_light(
     start: Start, browser: Any, width: int, scheme: str, tmp_path: Path
 ) -> None:
+    fast = "fast" if width != 768 else "somebody/a-model-with-a-very-long-name-instruct:q4_k_m"
     router = start(
         {
             "llama-70b": {"type": "generic_process", "start_cmd": demo_engine("llama-70b", memory_mib=700, load_s=0.6)},
             "qwen-coder": {"type": "generic_process", "start_cmd": demo_engine("qwen-coder", memory_mib=900, load_s=1)},
             "broken": {"type": "generic_process", "start_cmd": [sys.executable, "-c", "raise SystemExit(3)", "{port}"]},
         },
-        aliases={"fast": "llama-70b"},
+        aliases={fast: "llama-70b"},
     )
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page = open_page(context.new_page(), router)
-    for model in ("llama-70b", "qwen-coder", "fast", "qwen-coder"):
+    for model in ("llama-70b", "qwen-coder", fast, "qwen-coder"):
         with router.client() as client:
             chat(client, model, words=6)
     assert router.post("/v1/chat/completions", {"model": "broken", "messages": []}).status >= 500
@@ -189,6 +213,6 @@ def test_it_fits_a_phone_and_a_desktop_dark_and_light(
         "[...document.querySelectorAll('button')].filter(b => b.offsetHeight && b.offsetHeight < 32).length"
     )
     assert small == 0, "buttons can be hit by a finger"
-    folder = Path(PICTURES) if PICTURES else tmp_path
+    folder = Path(PICTURES) if PICTURES and width != 768 else tmp_path
     page.screenshot(path=folder / f"status-page-{width}.png", full_page=True)
     context.close()

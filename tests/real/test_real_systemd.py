@@ -8,7 +8,7 @@ from typing import Any
 
 import psutil
 import pytest
-from real_kit import RealRouter, Start, demo_engine, is_gone, kill_hard, until
+from real_kit import RealRouter, Start, demo_engine, is_gone, kill_hard, send, until
 
 import enginerouter
 from llama import free_port
@@ -79,12 +79,19 @@ def test_a_unit_and_a_process_swap_and_never_live_together(unit: Unit, start: St
     assert unit.state == "inactive", "the router stops what it started"
 
 
+def test_where_a_unit_prints_to_is_told_where_its_log_is_asked_for(unit: Unit, start: Start) -> None:
+    router = start(engines(unit))
+    answer = send(f"{router.url}/logs?engine=heavy")
+    assert answer.status == 404
+    assert f"in the journal: journalctl --user-unit={unit.name}" in answer.error["message"]
+
+
 def test_a_killed_unit_is_crashed_then_cold_and_the_next_request_brings_it_back_once(unit: Unit, start: Start) -> None:
     router = start(engines(unit))
     router.ask("heavy")
     first = unit.process
     kill_hard(first)
-    until(lambda: router.phase("heavy") == "cold", "its end is noticed, its memory waited for", timeout_s=10)
+    until(lambda: router.phase("heavy") == "cold", "its end is noticed, its memory waited for", timeout_s=40)
     router.wait_log("SIGKILL")
     assert unit.state in ("inactive", "failed"), "what the router calls cold holds nothing, also not by a restart"
     assert router.ask("heavy")

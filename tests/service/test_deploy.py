@@ -60,6 +60,10 @@ def test_the_containers_configuration_loads_and_its_compose_file_fits_it() -> No
     assert "enginerouter" in config.allowed_hosts
     assert (REPOSITORY / router["build"]["dockerfile"]).exists()
     assert config.engines["ollama"].base_url == "http://ollama:11434"
+    # Two connections to the same router would list every model twice.
+    web_ui = compose["services"]["open-webui"]["environment"]
+    assert ("OPENAI_API_BASE_URL" in web_ui, "OLLAMA_BASE_URL" in web_ui) == (True, False)
+    assert web_ui["ENABLE_OLLAMA_API"] == "false"
 
 
 def test_opencodes_provider_leads_to_the_port_that_is_ours_by_default() -> None:

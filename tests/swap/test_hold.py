@@ -225,6 +225,31 @@ async def test_a_second_owner_is_refused_and_the_first_may_say_it_again():
 
 
 @virtual
+async def test_what_happens_during_a_hold_does_not_make_it_longer():
+    async with World(["a"]) as world:
+        hold = world.coordinator.hold("comfy", mode="queue", expires_s=10.0)
+        await hold.decided.wait()
+        for _ in range(4):
+            await asyncio.sleep(2.0)
+            waiting = world.request("a")
+        await waiting
+        assert now() == pytest.approx(11.0, abs=0.2), "10 s of the hold, a start"
+
+
+@virtual
+async def test_said_again_a_hold_lasts_from_then():
+    async with World(["a"]) as world:
+        hold = world.coordinator.hold("comfy", expires_s=10.0)
+        await hold.decided.wait()
+        await asyncio.sleep(8.0)
+        world.coordinator.hold("comfy", expires_s=10.0)
+        await asyncio.sleep(9.0)
+        assert world.coordinator.current_hold is hold
+        await asyncio.sleep(2.0)
+        assert world.coordinator.current_hold is None
+
+
+@virtual
 async def test_a_hold_drains_as_it_is_told_to():
     async with World(["a"], Rules(drain_timeout_s=5.0, on_drain_timeout="wait")) as world:
         await world.serve("a")

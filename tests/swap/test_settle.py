@@ -21,6 +21,7 @@ def settle(
     need: float | None = None,
     timeout_s: float = 25.0,
     is_gone: bool = True,
+    is_partial: bool = False,
     from_s: float = 0.5,
 ) -> tuple[str, float]:
     """The verdict and when it fell, read every 20 ms from `from_s` on (the stop itself took that long)."""
@@ -30,6 +31,7 @@ def settle(
         need=None if need is None else int(need * GIB),
         is_gone=is_gone,
         timeout_s=timeout_s,
+        is_partial=is_partial,
     )
     readings: list[Reading] = []
     for n in range(10_000):
@@ -107,6 +109,13 @@ def test_falling_memory_is_no_recovery():
 
 def test_memory_that_never_returns_ends_in_a_timeout():
     assert settle(flat(20.0), held=80.0) == ("timeout", pytest.approx(25.0, abs=0.03))
+
+
+def test_where_only_a_part_of_held_is_known_its_return_is_the_end_once_nothing_more_comes():
+    said, seconds = settle(slope(0.0, 8.0), held=10.0, is_partial=True)
+    assert said == "recovered"
+    assert seconds == pytest.approx(10.0 - 0.5 + 1.0, abs=0.1)
+    assert settle(slope(0.0, 8.0), held=10.0)[1] < 1.0, "with all of it known there is no more to wait for"
 
 
 def test_with_nothing_known_of_held_a_plateau_of_one_second_ends_it():

@@ -157,6 +157,22 @@ async def test_what_sleeps_is_known_after_a_restart_of_the_router():
         await world.until(world.is_at_rest)
 
 
+@virtual
+async def test_what_dies_in_its_sleep_is_freed_at_once_and_is_no_failure():
+    """Workers of it may be left, and what it kept is not kept any more."""
+    async with sleepy_world("a", "b") as world:
+        await world.serve("a")
+        await world.serve("b")
+        slot = world.coordinator.slots[sid("a")]
+        assert slot.is_asleep
+        world.crash("a")
+        await world.until(lambda: not slot.is_asleep)
+        assert world.engines["a"].ended == [sid("a")]
+        assert slot.circuit.failures == 0
+        assert world.resident() == ["b"]
+        await world.serve("a")
+
+
 def test_what_is_kept_is_taken_off_what_is_missing() -> None:
     slot = Slot(spec("a"))
     note_kept(slot, 5)

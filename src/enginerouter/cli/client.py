@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from enginerouter.cli.places import config_paths
 from enginerouter.config.load import load
 from enginerouter.config.model import Config
 from enginerouter.errors import ConfigError, printable
@@ -83,14 +84,6 @@ def _key(environ: Mapping[str, str]) -> str:
         raise Refused(f"the key in {file} cannot be read (ENGINEROUTER_API_KEY_FILE): {error}") from None
 
 
-def config_paths(environ: Mapping[str, str]) -> list[Path]:
-    """Where a configuration may be: as named, here, or where the installer puts it."""
-    if named := environ.get("ENGINEROUTER_CONFIG"):
-        return [Path(named)]
-    home = Path(environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return [Path("config.yaml"), home / "enginerouter/config.yaml"]
-
-
 def _config(named: Path | None, environ: Mapping[str, str]) -> Config | None:
     """The configuration of the router on this machine, if there is one that can be read."""
     for path in [named] if named is not None else config_paths(environ):
@@ -153,12 +146,12 @@ class Client:
         # No proxy of the environment: the router is here, or named.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _HttpHandler, _HttpsHandler)
 
-    def get(self, path: str, **query: str) -> dict[str, Any]:
-        return self._json("GET", path + _query(query), None, READ_TIMEOUT_S)
+    def get(self, path: str, timeout_s: float = READ_TIMEOUT_S) -> dict[str, Any]:
+        return self._json("GET", path, None, timeout_s)
 
-    def status(self) -> dict[str, Any]:
+    def status(self, timeout_s: float = READ_TIMEOUT_S) -> dict[str, Any]:
         """`GET /status`; also what tells a router from another server."""
-        found = self.get("/status")
+        found = self.get("/status", timeout_s)
         return self._ours(found, is_ours="slots" in found)
 
     def ping(self) -> dict[str, Any]:

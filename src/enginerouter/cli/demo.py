@@ -86,7 +86,7 @@ async def _run(config: Config, *, ends_after_tour: bool) -> int:
         try:
             was_shown = await finished(tour.guide(), stop)
             if was_shown and not ends_after_tour:
-                print("\nServing until Ctrl-C.", flush=True)
+                tour.invite()
                 await stop.wait()
         finally:
             print("\nstopping the engines …", flush=True)
@@ -117,7 +117,9 @@ class Tour:
         self._summary(SlotId(second))
         self._say(f"\n3. Another chat with {second}: it is there, so nothing has to happen.")
         await self._chat(second)
-        self._say(f"\nNow try it yourself:\n{self._curl_lines()}")
+
+    def invite(self) -> None:
+        self._say(f"\nNow try it yourself:\n{self._curl_lines()}\n\nServing until Ctrl-C.")
 
     async def _chat(self, model: str) -> None:
         self._began_at = time.monotonic()

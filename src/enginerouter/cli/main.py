@@ -12,19 +12,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from enginerouter import __version__
+from enginerouter.cli.places import HERE, config_to_read, config_to_write
 from enginerouter.cli.setup_arguments import SetupArguments, add_import, add_init
 from enginerouter.errors import AlreadyRunning, CannotListen, ConfigError
 from enginerouter.service.unit import add_version
 
 EXIT_REFUSED = 1
 EXIT_PORT = 3
-DEFAULT_CONFIG = "config.yaml"
 # Commands that make a configuration and serve nothing.
 WRITES = ("init", "import")
+WRITTEN = f"$ENGINEROUTER_CONFIG or ./{HERE}"
+READ = f"$ENGINEROUTER_CONFIG, else ./{HERE}, else ~/.config/enginerouter/{HERE}"
 
 
 class Arguments(SetupArguments):
-    """The parsed command line."""
+    """The parsed command line. `config` is None where none was named."""
 
     command: str
     check_config: bool
@@ -44,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="Without a command it serves. Try it without a configuration: enginerouter demo",
     )
     top.add_argument("--version", action="version", version=f"enginerouter {__version__}")
-    _add_config(top, default=_default_config())
+    _add_config(top, default=None)
     top.add_argument("--check-config", action="store_true", help="the same as the command check")
     top.add_argument("--print-schema", action="store_true", help="the same as the command schema")
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
@@ -52,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     _add_config(commands.add_parser("serve", help="serve (the default)"), default=argparse.SUPPRESS)
     _add_config(commands.add_parser("check", help="say what is wrong with a configuration"), default=argparse.SUPPRESS)
     commands.add_parser("schema", help="print the JSON Schema of the configuration")
-    _add_config(add_init(commands), default=argparse.SUPPRESS)
+    _add_config(add_init(commands), default=argparse.SUPPRESS, where=WRITTEN)
     add_import(commands)
     unit = commands.add_parser("unit", help="print the systemd user unit that serves a configuration")
     _add_config(unit, default=argparse.SUPPRESS)
@@ -66,19 +68,17 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _add_config(to: argparse.ArgumentParser, *, default: object) -> None:
-    to.add_argument(
-        "--config",
-        "-c",
-        type=Path,
-        default=default,
-        metavar="PATH",
-        help=f"the configuration file (default $ENGINEROUTER_CONFIG or ./{DEFAULT_CONFIG})",
-    )
+def _add_config(to: argparse.ArgumentParser, *, default: object, where: str = READ) -> None:
+    told = f"the configuration file (default {where})"
+    to.add_argument("--config", "-c", type=Path, default=default, metavar="PATH", help=told)
 
 
-def _default_config() -> Path:
-    return Path(os.environ.get("ENGINEROUTER_CONFIG") or DEFAULT_CONFIG)
+def _found() -> Path:
+    """Which configuration is meant where none was named. One that is not in this folder is told."""
+    found = config_to_read(os.environ)
+    if found != HERE and not os.environ.get("ENGINEROUTER_CONFIG"):
+        print(f"configuration: {found}", file=sys.stderr)
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,22 +108,15 @@ def run(arguments: Arguments) -> int:
         from enginerouter.cli.check import schema
 
         return schema()
-    if command == "check":
-        from enginerouter.cli.check import check
-
-        return check(arguments.config)
     if command == "init":
         from enginerouter.cli.init import run_init
 
+        arguments.config = arguments.config or config_to_write(os.environ)
         return run_init(arguments)
     if command == "import":
         from enginerouter.cli.importing import run_import
 
         return run_import(arguments)
-    if command == "unit":
-        from enginerouter.cli.unit import unit
-
-        return unit(arguments.config, wants_socket=arguments.socket, systemd_version=arguments.systemd_version)
     if command == "demo":
         from enginerouter.cli.demo import demo
 
@@ -133,7 +126,16 @@ def run(arguments: Arguments) -> int:
             load_s=arguments.load_s,
             ends_after_tour=arguments.once,
         )
-    return _serve(arguments.config)
+    path = arguments.config or _found()
+    if command == "check":
+        from enginerouter.cli.check import check
+
+        return check(path)
+    if command == "unit":
+        from enginerouter.cli.unit import unit
+
+        return unit(path, wants_socket=arguments.socket, systemd_version=arguments.systemd_version)
+    return _serve(path)
 
 
 def _serve(path: Path) -> int:

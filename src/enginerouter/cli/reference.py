@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from enginerouter.cli import main as enginerouter
 from enginerouter.cli import routerctl
+from enginerouter.cli.reference_shapes import answers_text
 from enginerouter.config.model import Cache, Config
 from enginerouter.errors import RouterError
 from enginerouter.metrics import Family
@@ -157,7 +158,7 @@ def http_text() -> str:
         rest = [route for route in rest if route not in group]
         if group:
             parts += [f"\n## {title}\n\n| route | who | what |\n| --- | --- | --- |\n", *_route_rows(group)]
-    return "".join([*parts, _HTTP_HEADERS, *_error_rows()])
+    return "".join([*parts, _HTTP_HEADERS, *_error_rows(), answers_text()])
 
 
 def routes() -> Routes:

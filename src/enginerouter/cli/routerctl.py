@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,10 +21,13 @@ from typing import Any
 from enginerouter import __version__
 from enginerouter.cli import show, show_routing
 from enginerouter.cli.client import READ_TIMEOUT_S, Client, Refused, Unreachable, place_of
-from enginerouter.cli.completion import SHELLS, completion
+from enginerouter.cli.completion import NAMES, SHELLS, completion
 from enginerouter.service.unit import NAME
 
 OK, REFUSED, UNREACHABLE = 0, 1, 3
+# Somebody has pressed Tab.
+COMPLETION_TIMEOUT_S = 1.0
+PLAIN_NAME = re.compile(r"[\w.:/@+-]+", re.ASCII)
 EPILOG = """\
 Where the router is: --url, $ENGINEROUTER_URL, else the configuration (--config, $ENGINEROUTER_CONFIG,
 ./config.yaml, ~/.config/enginerouter/config.yaml), else http://127.0.0.1:8077. Its key: $ENGINEROUTER_API_KEY, the
@@ -90,14 +94,14 @@ def parser() -> argparse.ArgumentParser:
     hold.add_argument("--queue", dest="queues", action="store_true", help="let requests wait instead of refusing them")
     add("release", "end the hold", optional="OWNER")
     add("reload", "read the configuration again and apply what changed")
-    logs = add("logs", "the end of the router's log, or of an engine's", optional="ENGINE")
+    logs = add("logs", "the end of the router's log, or of an engine's; a model means its engine", optional="ENGINE")
     logs.add_argument("-f", "--follow", action="store_true", help="go on as it grows, until Ctrl-C")
     logs.add_argument("-n", "--lines", type=int, default=40, metavar="N", help="how many lines (default 40)")
     add("restart", "restart the systemd user service")
     init = commands.add_parser("init", help="write a configuration: the same as `enginerouter init`", add_help=False)
     init.add_argument("rest", nargs=argparse.REMAINDER)
-    shell = commands.add_parser("completion", help="print the completions of a shell")
-    shell.add_argument("shell", choices=SHELLS)
+    shell = commands.add_parser("completion", help="print the completions of a shell, or the names that they offer")
+    shell.add_argument("shell", choices=(*SHELLS, NAMES))
     return top
 
 
@@ -135,7 +139,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: Arguments) -> int:
     command = arguments.command
     if command == "completion":
-        sys.stdout.write(completion(arguments.shell, parser()))
+        if arguments.shell != NAMES:
+            sys.stdout.write(completion(arguments.shell, parser()))
+            return OK
+        with contextlib.suppress(Refused):
+            return _names(Client(place_of(arguments.url, arguments.config)))
         return OK
     if command == "init":
         from enginerouter.cli.main import main as enginerouter
@@ -227,6 +235,8 @@ SHOWN: Mapping[str, Callable[[Mapping[str, Any]], list[str]]] = {
     **dict.fromkeys(ASKS, show.plain),
     "status": show.status,
     "queue": show.queue,
+    "hold": show.held,
+    "release": show.released,
     "reload": show.reload,
     "aliases": show_routing.aliases,
     "health": show_routing.health,
@@ -307,11 +317,28 @@ def _watch(client: Client, *, as_json: bool) -> int:
 def _logs(client: Client, arguments: Arguments) -> int:
     query = {"lines": str(arguments.lines)}
     if arguments.name:
-        query["engine"] = arguments.name
+        query["engine"] = _engine_of(client, arguments.name)
     if arguments.follow:
         query["follow"] = "1"
     for line in client.lines("/logs", None if arguments.follow else READ_TIMEOUT_S, **query):
         print(line, flush=arguments.follow)
+    return OK
+
+
+def _engine_of(client: Client, name: str) -> str:
+    """The engine of that name, else that of the model of that name; of others the router says what there is."""
+    engines = {slot.get("engine") for slot in client.status().get("slots") or ()}
+    owners = {model.get("id"): str(model.get("owned_by")) for model in client.get("/v1/models").get("data") or ()}
+    owner = owners.get(name, name)
+    return owner if name not in engines and owner in engines else name
+
+
+def _names(client: Client) -> int:
+    """What completions offer: names that no shell could take for more than text. Quick, and silent without a router."""
+    with contextlib.suppress(Refused, Unreachable):
+        engines = [slot.get("engine") for slot in client.status(COMPLETION_TIMEOUT_S).get("slots") or ()]
+        models = [model.get("id") for model in client.get("/v1/models", COMPLETION_TIMEOUT_S).get("data") or ()]
+        print("\n".join(sorted(filter(PLAIN_NAME.fullmatch, {*map(str, engines), *map(str, models)}))))
     return OK
 
 

@@ -53,16 +53,29 @@ def status(found: Mapping[str, Any]) -> list[str]:
         lines.append(f"memory: {available / GIB:.1f} GiB available ({memory.get('source')})")
     elif memory:
         lines.append(f"memory: {memory.get('problem') or 'not read'} ({memory.get('source')})")
-    if hold := found.get("hold"):
-        until = f", {seconds(hold['expires_in_s'])} left" if hold.get("expires_in_s") is not None else ""
-        free = "free" if hold.get("is_free") else "being freed"
-        lines.append(f"hold: memory is {free} for {printable(str(hold.get('owner')))} ({hold.get('mode')}{until})")
+    lines += held(found)
     lines += [swap(s) for s in found.get("swaps") or ()]
     lines += ["", *table(map(_slot_row, found.get("slots") or ()), SLOT_HEADS)]
     for slot in found.get("slots") or ():
         if circuit := slot.get("start_circuit"):
             lines.append(_circuit(slot["slot"], circuit))
+    if last := sorted((found.get("last_swaps") or {}).items(), key=lambda one: -(one[1].get("at") or 0)):
+        lines += ["", *table((_last_swap_row(target, swapped) for target, swapped in last), LAST_SWAP_HEADS)]
     return lines
+
+
+def held(found: Mapping[str, Any]) -> list[str]:
+    """For whom memory is kept free, of `GET /status` or `POST /admin/hold`."""
+    if not (hold := found.get("hold")):
+        return []
+    until = f", {seconds(hold['expires_in_s'])} left" if hold.get("expires_in_s") is not None else ""
+    free = "free" if hold.get("is_free") else "being freed"
+    return [f"hold: memory is {free} for {printable(str(hold.get('owner')))} ({hold.get('mode')}{until})"]
+
+
+def released(found: Mapping[str, Any]) -> list[str]:
+    """`POST /admin/release`."""
+    return ["released: engines start again" if found.get("released") else "there was no such hold"]
 
 
 SLOT_HEADS = ("", "SLOT", "PHASE", "SINCE", "IN FLIGHT", "QUEUED", "STARTS IN", "MODELS")
@@ -84,11 +97,26 @@ def _slot_row(slot: Mapping[str, Any]) -> Sequence[object]:
     )
 
 
+LAST_SWAP_HEADS = ("LAST SWAP TO", "AT", "RESULT", "TOOK", "SETTLED", "FREED")
+
+
+def _last_swap_row(target: str, swapped: Mapping[str, Any]) -> Sequence[object]:
+    return (
+        target,
+        clock(swapped.get("at")),
+        swapped.get("result", ""),
+        seconds(swapped.get("total_s")),
+        swapped.get("settle") or "",
+        ", ".join(swapped.get("freed") or ()),
+    )
+
+
 def _circuit(slot: str, circuit: Mapping[str, Any]) -> str:
     left = circuit.get("open_for_s")
     state = f"no start for {seconds(left)}" if left else "starts again at the next request"
     reason = f": {printable(circuit['reason'], 300)}" if circuit.get("reason") else ""
-    return f"{slot}: {circuit.get('failures')} failed starts, {state}{reason}"
+    count = circuit.get("failures")
+    return f"{slot}: {count} failed start{'' if count == 1 else 's'}, {state}{reason}"
 
 
 def swap(found: Mapping[str, Any]) -> str:
@@ -105,8 +133,17 @@ def swap(found: Mapping[str, Any]) -> str:
 def queue(found: Mapping[str, Any]) -> list[str]:
     """Who waits for what, of `GET /status`."""
     waiting = [s for s in found.get("slots") or () if s.get("queued")]
-    rows = [(s["slot"], s["queued"], s.get("phase"), seconds(s.get("eta_s"))) for s in waiting]
-    return table(rows, ("SLOT", "WAITING", "PHASE", "READY IN ABOUT")) or ["nobody waits"]
+    rows = [
+        (s["slot"], ", ".join(s.get("models") or ()), s["queued"], s.get("phase"), seconds(s.get("eta_s")), _keys(s))
+        for s in waiting
+    ]
+    return table(rows, ("SLOT", "MODELS", "WAITING", "PHASE", "READY IN ABOUT", "WHO")) or ["nobody waits"]
+
+
+def _keys(slot: Mapping[str, Any]) -> str:
+    """Whose requests wait, and since when; only an admin key is told."""
+    waiters = slot.get("waiting") or ()
+    return ", ".join(f"{w.get('key')} ×{w.get('count')} for {seconds(w.get('longest_s'))}" for w in waiters)
 
 
 def models(found: Mapping[str, Any], phases: Mapping[str, str]) -> list[str]:
@@ -190,7 +227,10 @@ def event(name: str, data: Mapping[str, Any]) -> str | None:
         steps = ", ".join(f"{k} {seconds(v)}" for k, v in (data.get("seconds") or {}).items())
         settle = f", settle {data['settle']}" if data.get("settle") else ""
         total = seconds(data.get("total_s"))
-        return printable(f"swap to {data.get('target')}: {data.get('result')} in {total} ({steps}{settle})", 300)
+        what = f"swap to {data.get('target')}"
+        if data.get("target") == "none":
+            what = f"unload of {', '.join(data.get('freed') or ()) or 'what was in memory'}"
+        return printable(f"{what}: {data.get('result')} in {total} ({steps}{settle})", 300)
     if name == "request":
         first = f", first byte {data['first_byte_ms']} ms" if data.get("first_byte_ms") is not None else ""
         speed = f", {data['tok_s']} tok/s" if data.get("tok_s") else ""

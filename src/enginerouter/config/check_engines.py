@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from itertools import combinations
 from pathlib import PurePath
 from typing import Final, Literal, NamedTuple
@@ -12,13 +14,17 @@ from enginerouter.config.draft import Draft
 from enginerouter.config.engines import ApiSwap, EngineSettings, GenericProcess, Ollama, SystemdUnit
 from enginerouter.config.forms import is_loopback
 from enginerouter.config.model import Config
-from enginerouter.config.report import At, Report, did_you_mean
+from enginerouter.config.report import At, Report, did_you_mean, meant
 
 # llama.cpp: the folder that slots are saved in.
 SLOT_FOLDER_FLAG: Final = "--slot-save-path"
 # Tags of models that an Ollama daemon runs in its maker's cloud.
 _CLOUD: Final = ("-cloud", ":cloud")
 _CONTAINERS: Final = ("docker", "podman", "nerdctl")
+_OF_PROFILES: Final = ("model", "id", "flags")
+_PLACEHOLDERS: Final = ("port", *_OF_PROFILES)
+# `${name}` is a shell's.
+_IN_BRACES: Final = re.compile(r"(?<!\$)\{(\w+)\}")
 
 
 def check_engines(draft: Draft, report: Report) -> None:
@@ -70,9 +76,22 @@ def _check_process(settings: GenericProcess, at: At, report: Report) -> None:
             "a container needs a stop_cmd",
             "ending the client does not end the container; write stop_cmd: [docker, stop, NAME]",
         )
+    _check_placeholders(settings, at, report)
     _check_profiles(settings, words, at, report)
     if settings.keep_slots:
         _check_keep_slots(settings, at, report)
+
+
+def _check_placeholders(settings: GenericProcess, at: At, report: Report) -> None:
+    """What would reach the program as it is written. Other words in braces may be the program's own."""
+    has_profiles = bool(settings.profiles) or settings.manifest is not None
+    for key, command in (("start_cmd", settings.start_cmd), ("stop_cmd", settings.stop_cmd)):
+        for name in dict.fromkeys(_IN_BRACES.findall(" ".join(command))):
+            if name in _OF_PROFILES and not has_profiles:
+                hint = "write what it stands for, or give the engine profiles"
+                report.warn((*at, key), f"'{{{name}}}' stays as it is: only profiles fill it in", hint)
+            elif name not in _PLACEHOLDERS and (close := get_close_matches(name, _PLACEHOLDERS, n=1, cutoff=0.7)):
+                report.warn((*at, key), f"'{{{name}}}' stays as it is: there is no such placeholder", meant(close[0]))
 
 
 def _check_profiles(settings: GenericProcess, words: str, at: At, report: Report) -> None:

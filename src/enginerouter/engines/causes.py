@@ -72,8 +72,8 @@ CAUSES = (
         r"error: argument .*: (invalid|expected)",
         r"(unknown|unrecognized) (option|flag|argument)",
         of_profile="it does not know a flag of its command line, or one lacks its value or has one too many: correct "
-        "the profile's `flags` (a bare switch is written `jinja: null`; `jinja: on` becomes `--jinja on`) or "
-        "`start_cmd`",
+        "the profile's `flags` (a bare switch is written `jinja: null`, for `jinja: on` becomes `--jinja on`; one dash "
+        "is written out, `-ngl: 99`, for `ngl: 99` becomes `--ngl 99`) or `start_cmd`",
     ),
     _cause(
         "cuda_error",

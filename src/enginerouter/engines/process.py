@@ -34,9 +34,19 @@ from enginerouter.engines.launch import (
     problems_of,
     stop_timeout_s,
 )
+from enginerouter.engines.listening import LOOK_EVERY_S, has_fallen_silent
 from enginerouter.engines.probe import Prober
 from enginerouter.engines.proctree import ProcessKey, Snapshot
-from enginerouter.engines.starting import ChildStarting, admit, crashed, listens_there, port_taken, wait_ready, warm_up
+from enginerouter.engines.starting import (
+    ChildStarting,
+    admit,
+    crashed,
+    fell_silent,
+    listens_there,
+    port_taken,
+    wait_ready,
+    warm_up,
+)
 from enginerouter.errors import FreeFailed, NotBuilt, StartFailed, printable
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
@@ -44,7 +54,6 @@ from enginerouter.tasks import TaskGroup
 
 log = logging.getLogger(__name__)
 
-_LOOK_AFTER_EVERY_S = 2.0
 _LOOKS_PER_TREE_SCAN = 5
 
 
@@ -271,10 +280,14 @@ class GenericProcessEngine:
             if adoption.engine_of(slot_text) != self.name:
                 continue
             record = adoption.parse_record(raw)
+            slot = SlotId(self.name, slot_text.partition("/")[2] or None)
             if record is None or not adoption.is_same_process(record, boot, processes):
                 self._state.put_entry(adoption.SECTION, slot_text, None)
+                if record is not None and record.boot_id == boot and self._may_run_on(slot, record):
+                    log.info("engine %r: the container of an earlier router is ended", self.name)
+                    self._take_over(slot, record)
+                    stuck |= await self._end_taken_over(slot)
                 continue
-            slot = SlotId(self.name, slot_text.partition("/")[2] or None)
             if not self._has(slot):  # a profile that is configured no more
                 self._state.put_entry(adoption.SECTION, slot_text, None)
                 stuck |= await self._end_marked(record.marker, record.leader)
@@ -295,6 +308,10 @@ class GenericProcessEngine:
         if stuck:
             raise self._would_not_go(SlotId(self.name), stuck)
         return adopted
+
+    def _may_run_on(self, slot: SlotId, record: LaunchRecord) -> bool:
+        """Its client may have died with the router, by one signal for a whole service; the container is not in that."""
+        return self._has(slot) and self._plan(slot, record.port).is_container
 
     def _take_over(self, slot: SlotId, record: LaunchRecord) -> Child:
         launch = self._plan(slot, record.port)
@@ -322,8 +339,11 @@ class GenericProcessEngine:
         try:
             await self.end(slot)
         except FreeFailed as error:
+            left = await self._children[slot].tree.alive()
+            if not left:  # a container, which is in no tree of ours
+                raise
             log.error("%s", error)
-            return await self._children[slot].tree.alive()
+            return left
         return set()
 
     async def _end_leftovers(self, processes: Snapshot) -> set[ProcessKey]:
@@ -409,23 +429,33 @@ class GenericProcessEngine:
         self._tasks.spawn(self._look_after(child), f"look after {slot}")
 
     async def _look_after(self, child: Child) -> None:
-        """Until it exits: keep its log small and its members known. Then say so, if nobody stopped it."""
-        looks = 0
+        """Until it exits, or serves no more: keep its log small and its members known. Then say so, if nobody
+        stopped it."""
+        looks = silent = 0
         while not child.has_exited:
-            await asyncio.wait([child.exited], timeout=_LOOK_AFTER_EVERY_S)
+            await asyncio.wait([child.exited], timeout=LOOK_EVERY_S)
             if child.has_exited:
                 break  # what it said last is about to be quoted
+            silent = silent + 1 if await self._is_silent(child) else 0
+            if silent == 2:  # a worker that is being replaced has had the time between
+                break
             await child.log.rotate_if_large()
             looks += 1
             if looks % _LOOKS_PER_TREE_SCAN == 1:
                 await child.tree.alive()
-        if not child.is_ready or child.is_stopping:
+        if child.is_stopping or not (child.is_ready or child.is_asleep):
             return
-        error = await crashed(child)
+        error = await (crashed(child) if child.has_exited else fell_silent(child))
         if not child.is_stopping:
             log.warning("%s", error)
             if self._on_exit is not None:
                 self._on_exit(child.launch.slot, error)
+
+    async def _is_silent(self, child: Child) -> bool:
+        """Does it live on with nobody left who listens? Not of those whose listeners cannot be told."""
+        if not child.is_ready or not child.listeners:
+            return False
+        return await has_fallen_silent(child.launch, child.listeners, lambda: listens_there(child))
 
     async def _see_container_gone(self, launch: Launch) -> None:
         """The tree is gone. A port still open is somebody else's by now – but a container may live on."""

@@ -203,7 +203,7 @@ async def died_starting(child: Child) -> StartFailed:
             taken.admin_detail = detail
             return taken
     seconds = asyncio.get_running_loop().time() - child.started_at
-    message = f"{_who(launch.slot)} {causes.exit_in_words(status)} {seconds:.1f} s after its start"
+    message = f"{_who(launch.slot)} {causes.exit_in_words(status)}, {seconds:.1f} s after its start"
     if status == 0:
         message += "; a program that goes to the background cannot be supervised: run it in the foreground"
     message = with_cause(message, cause, is_profile=launch.slot.model is not None)
@@ -224,9 +224,19 @@ async def timed_out(starting: Starting, timeout_s: float, answer: Answer) -> Sta
 async def crashed(child: Child) -> EngineCrashed:
     engine = child.launch.slot.engine
     status, cause, detail = await _autopsy(child)
-    message = f"{_who(child.launch.slot)} {causes.exit_in_words(status)} while it served"
+    doing = "slept" if child.is_asleep else "served"
+    message = f"{_who(child.launch.slot)} {causes.exit_in_words(status)} while it {doing}"
     message = with_cause(message, cause, is_profile=child.launch.slot.model is not None)
     return EngineCrashed(engine, message, admin_detail=detail)
+
+
+async def fell_silent(child: Child) -> EngineCrashed:
+    """What to say of a child that lives while what it served with is gone."""
+    launch = child.launch
+    _, cause, detail = await _autopsy(child)
+    message = f"{_who(launch.slot)} does not listen at port {launch.port} any more; of it only what started it is left"
+    message = with_cause(message, cause, is_profile=launch.slot.model is not None)
+    return EngineCrashed(launch.slot.engine, message, admin_detail=detail)
 
 
 async def _autopsy(child: Child) -> tuple[int | None, causes.Cause | None, str]:

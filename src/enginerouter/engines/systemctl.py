@@ -180,6 +180,15 @@ def missing_system_manager(run_folder: Path = Path("/run")) -> str | None:
     )
 
 
+def journal_option(scope: Scope) -> str:
+    return "--user-unit" if scope == "user" else "--unit"
+
+
+def journal_command(unit: str, scope: Scope) -> str:
+    """What somebody types to read what a unit prints."""
+    return f"journalctl {journal_option(scope)}={unit}"
+
+
 class Systemctl:
     """The commands for one unit. `timeout_s` bounds each call."""
 
@@ -229,7 +238,7 @@ class Systemctl:
 
     async def journal(self, lines: int, since: float | None = None) -> Journal:
         """The last lines that the unit printed, since a moment of the wall clock if one is given."""
-        option = "--user-unit" if self.scope == "user" else "--unit"
+        option = journal_option(self.scope)
         argv = ["journalctl", f"{option}={self.unit}", f"--lines={lines}", "--no-pager", "--output=cat", "--quiet"]
         if since is not None:
             argv.append(f"--since=@{since:.6f}")
@@ -246,7 +255,7 @@ class Systemctl:
 
         systemd itself may have forgotten: of a unit that ended in good order it keeps nothing.
         """
-        option = "--user-unit" if self.scope == "user" else "--unit"
+        option = journal_option(self.scope)
         words = [f"{option}={self.unit}", f"--since=@{since:.6f}", f"MESSAGE_ID={_STOPPING}", "--lines=1", "--quiet"]
         told = await run(["journalctl", *words, "--output=cat"], _JOURNAL_TIMEOUT_S, env=self.environment())
         return told.is_ok and bool(told.out.strip())

@@ -298,7 +298,7 @@ class SystemdUnitEngine:
                 taken.admin_detail = detail
                 return taken
         seconds = asyncio.get_running_loop().time() - run.started_at
-        message = f"engine {self.name!r}: {self._end_of(run)} {seconds:.1f} s after its start"
+        message = f"engine {self.name!r}: {self._end_of(run)}, {seconds:.1f} s after its start"
         code = cause.code if cause is not None else None
         return StartFailed(self.name, with_cause(message, cause), cause=code, admin_detail=detail)
 
@@ -315,10 +315,14 @@ class SystemdUnitEngine:
         return is_container_client(run.state.program)
 
     def _end_of(self, run: UnitRun) -> str:
+        if run.is_silent:
+            return f"unit {self._settings.unit!r}, {run.state}, stopped listening at port {self._place.port}"
         return f"unit {self._settings.unit!r} {end_in_words(run.state)}"
 
     def _new_run(self, before: UnitState, since: float) -> UnitRun:
-        return UnitRun(self._place, self._systemctl, before, since, self._tasks, self._ended_by_itself)
+        return UnitRun(
+            self._place, self._systemctl, before, since, self._tasks, self._ended_by_itself, self.listens_there
+        )
 
     def _let_go(self) -> None:
         run, self._run = self._run, None

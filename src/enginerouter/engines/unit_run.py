@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum
 
 from enginerouter.command import Said
 from enginerouter.engines import causes, cgroup, proctree
 from enginerouter.engines.child import ExitWatch
+from enginerouter.engines.listening import LOOK_EVERY_S, has_fallen_silent
 from enginerouter.engines.probe import ReadyRule, gap_s
 from enginerouter.engines.proctree import ProcessKey, Snapshot
 from enginerouter.engines.starting import LINES_SEARCHED, quote_lines
@@ -24,7 +25,6 @@ from enginerouter.tasks import TaskGroup
 
 log = logging.getLogger(__name__)
 
-_LOOK_EVERY_S = 2.0
 _SHORTEST_LOOK_S = 0.05
 # systemd notices a dead main process within milliseconds. If it does not say so by then, it is dead all the same.
 _REAP_GRACE_S = 1.0
@@ -141,7 +141,10 @@ def unit_pids(control_group: str, main: ProcessKey | None, processes: Snapshot) 
 
 
 class UnitRun:
-    """`on_end` is called once, from the loop, when a run that was ready ends and nobody stopped it."""
+    """`on_end` is called once, from the loop, when a run that was ready ends and nobody stopped it.
+
+    `listens_there` tells whether the unit's own processes have its port, None where that cannot be told.
+    """
 
     def __init__(
         self,
@@ -151,6 +154,7 @@ class UnitRun:
         since: float,
         tasks: TaskGroup,
         on_end: Callable[[UnitRun], None],
+        listens_there: Callable[[UnitRun], Awaitable[bool | None]],
     ) -> None:
         loop = asyncio.get_running_loop()
         self.place = place
@@ -160,6 +164,8 @@ class UnitRun:
         self.ended: asyncio.Future[None] = loop.create_future()
         self.is_ready = False
         self.is_stopping = False
+        # Nobody listens at its port any more, though systemd calls it active.
+        self.is_silent = False
         # Who listens at its port, as far as that was seen when it became ready.
         self.listeners: frozenset[int] = frozenset()
         # Kept when it ends: systemd forgets the group of a unit that is down, but something may still be in it.
@@ -170,6 +176,7 @@ class UnitRun:
         self._systemctl = systemctl
         self._tasks = tasks
         self._on_end = on_end
+        self._listens_there = listens_there
         self._watch: ExitWatch | None = None
         self._main_gone_at: float | None = None
         self._has_complained = False
@@ -209,6 +216,7 @@ class UnitRun:
         return state.is_forgotten and await self._systemctl.was_told_to_stop(self.since)
 
     async def _look_after(self) -> None:
+        silent = 0
         while not self.ended.done():
             said = await self._systemctl.show()
             if isinstance(said, UnitState):
@@ -219,8 +227,21 @@ class UnitRun:
                 log.warning("engine %r: %s", self.place.slot.engine, said.problem())
             if self._is_long_gone():
                 self._end()
+            silent = silent + 1 if await self._has_fallen_silent() else 0
+            if silent == 2:  # a worker that is being replaced has had the time between
+                self.is_silent = True
+                self._end()
             if not self.ended.done():
                 await self._pause()
+
+    async def _has_fallen_silent(self) -> bool:
+        """Does systemd call it active with nobody left who listens? Of a main process whose listeners cannot be told
+        (a container's client) the end is waited for."""
+        if not self.is_ready or self.is_stopping or self.ended.done() or self._main_gone_at is not None:
+            return False
+        if self.main is not None and not self.listeners:
+            return False
+        return await has_fallen_silent(self.place, self.listeners, lambda: self._listens_there(self))
 
     async def _pause(self) -> None:
         """Until the next look; the end of the main process cuts it short."""
@@ -228,7 +249,7 @@ class UnitRun:
             await asyncio.sleep(0.02)
             return
         elapsed_s = asyncio.get_running_loop().time() - self.started_at
-        pause_s = _LOOK_EVERY_S if self.is_ready else max(_SHORTEST_LOOK_S, 2 * gap_s(elapsed_s))
+        pause_s = LOOK_EVERY_S if self.is_ready else max(_SHORTEST_LOOK_S, 2 * gap_s(elapsed_s))
         if self._watch is None:
             await asyncio.sleep(pause_s)
             return

@@ -17,6 +17,7 @@ Headers = CIMultiDict[str] | CIMultiDictProxy[str]
 # Between routers: the ids of those that a request came through, and whose answer this is.
 VIA = istr("X-EngineRouter-Via")
 INSTANCE = istr("X-EngineRouter-Instance")
+SERVER_NAME = "enginerouter"
 ACCEPT_ENCODING = istr("Accept-Encoding")
 CONNECTION = istr("Connection")
 

@@ -21,6 +21,7 @@ from yarl import URL
 
 from enginerouter.addresses import joined
 from enginerouter.errors import Unreachable, UpstreamFailed, printable
+from enginerouter.proxy.headers import INSTANCE, SERVER_NAME
 from enginerouter.tasks import TaskGroup
 
 # Below the keep-alive of every engine (llama.cpp and uvicorn close after 5 s): a connection that the engine is about
@@ -59,7 +60,8 @@ class Upstream:
 
     `dialects` are those that it speaks; `is_strict`: it refuses fields that its dialect does not have; `has_infill`:
     by its command it is a llama.cpp, which has a path of its own for filling gaps. `is_server`: not a process of ours,
-    so that it may be another router; `instance` is that router's id, once it has said it.
+    so that it may be another router; `is_router` whether it is one, None until an answer has told; `instance` is that
+    router's id, once it has said it.
     """
 
     def __init__(
@@ -104,7 +106,17 @@ class Upstream:
         self.has_infill = has_infill
         self.headers = dict(headers)
         self.is_server = is_server
+        self.is_router: bool | None = None
         self._timeout = ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=None)
+
+    def learn_from(self, answer: ClientResponse, *, was_told: bool) -> None:
+        """Whether this is another router. One that was told of those before it (`VIA`) answers with its own id."""
+        if (said := answer.headers.get(INSTANCE)) is not None:
+            self.instance = said
+        if said is not None or answer.headers.get(hdrs.SERVER) == SERVER_NAME:
+            self.is_router = True
+        elif was_told and answer.status < 300:  # an error may come from what stands in front of it
+            self.is_router = False
 
     def without_key(self, said: bytes) -> bytes:
         """What the engine said, without the operator's key: some providers quote it when they refuse it."""

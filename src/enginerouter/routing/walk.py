@@ -78,8 +78,6 @@ class Attempt:
     status: int | None = None
     seconds: float = 0.0
     was_tried: bool = True
-    # A word for the log and for admin keys.
-    message: str = ""
 
     def shown(self, *, names_fenced: bool) -> dict[str, Any]:
         """For the error object. A target behind a fence is not named to those it is fenced from."""

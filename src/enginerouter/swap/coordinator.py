@@ -246,11 +246,11 @@ class Coordinator:
 
     # --- an operator's word
 
-    async def swap_to(self, slot_id: SlotId) -> None:
-        """First in line, drained as configured, then held for `swap_min_residency_s`."""
+    async def swap_to(self, slot_id: SlotId, *, key: str = "") -> None:
+        """First in line, drained as configured, then held for `swap_min_residency_s`. `key`: whose word it is."""
         lease = self.try_lease(slot_id)
         if lease is None:
-            with self.place(slot_id, is_explicit=True) as ticket:
+            with self.place(slot_id, is_explicit=True, key=key) as ticket:
                 lease = await ticket.granted
         slot = lease.slot
         slot.keep_until = self._now() + self._board.rules.min_residency_s

@@ -77,7 +77,7 @@ class Leases:
 
     # --- tickets
 
-    def enqueue(self, slot_id: SlotId, *, priority: int = 0, is_explicit: bool = False) -> Ticket:
+    def enqueue(self, slot_id: SlotId, *, priority: int = 0, is_explicit: bool = False, key: str = "") -> Ticket:
         """A place in the queue. The caller awaits `granted` and, whatever happens, calls `leave` or uses the lease.
 
         Raises QueueFull, StartCircuitOpen, Held, ShuttingDown or NoLongerConfigured; other reasons come through
@@ -106,6 +106,7 @@ class Leases:
             waited_before=slot.wait_clock.read(now),
             priority=priority,
             is_explicit=is_explicit,
+            key=key,
         )
         if is_explicit:
             slot.queue.appendleft(ticket)
@@ -118,9 +119,11 @@ class Leases:
         return ticket
 
     @contextlib.contextmanager
-    def place(self, slot_id: SlotId, *, priority: int = 0, is_explicit: bool = False) -> Iterator[Ticket]:
+    def place(
+        self, slot_id: SlotId, *, priority: int = 0, is_explicit: bool = False, key: str = ""
+    ) -> Iterator[Ticket]:
         """`enqueue`, and `leave` if the wait inside ends without the lease: `lease = await ticket.granted`."""
-        ticket = self.enqueue(slot_id, priority=priority, is_explicit=is_explicit)
+        ticket = self.enqueue(slot_id, priority=priority, is_explicit=is_explicit, key=key)
         try:
             yield ticket
         except BaseException:

@@ -183,7 +183,7 @@ class Ticket:
     """A request's place in the queue of its slot. `granted` gives the lease, or raises why there is none.
 
     `waited_before` is what the slot's wait clock showed on arrival. `is_explicit` is an operator's word
-    (`/admin/swap`): first in line, and its swap does not wait for idleness.
+    (`/admin/swap`): first in line, and its swap does not wait for idleness. `key` is the name of the key that asked.
     """
 
     slot: Slot
@@ -192,6 +192,7 @@ class Ticket:
     waited_before: float
     priority: int = 0
     is_explicit: bool = False
+    key: str = ""
 
 
 @dataclass(slots=True, eq=False)

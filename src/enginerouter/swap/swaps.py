@@ -172,6 +172,11 @@ class Swaps:
         slot, now = self._board.slots.get(slot_id), self._board.now()
         if slot is None:
             return  # its engine was replaced, and this is its last word
+        if slot.is_asleep:
+            # Nobody misses it before it is asked for again; what its end has left over is freed now.
+            slot.is_unload_wanted = True
+            self._dispatch(self._board.lane_of(slot))
+            return
         if slot.phase is Phase.STARTING or (slot.phase is Phase.COLD and slot_id.engine in self._board.unasked):
             # Between the engine's "ready" (or "taken over") and ours; `move` comes back to it.
             slot.early_crash = error

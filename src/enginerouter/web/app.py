@@ -14,7 +14,6 @@ import socket
 import ssl
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from aiohttp import web
 
@@ -51,6 +50,7 @@ from enginerouter.web.prober import BackgroundProber
 from enginerouter.web.reload import Reloader
 from enginerouter.web.renewal import Renewal, running_in, without_restart
 from enginerouter.web.routes import Routes
+from enginerouter.web.shapes.control import Status
 from enginerouter.web.slots_of import LEARNED, learned_section, read_learned, rules_of, slot_specs, undeclared_spec
 from enginerouter.web.surface import Lasting, Surface
 from enginerouter.web.telemetry import Telemetry
@@ -138,7 +138,7 @@ class Router:
     def cache(self) -> AnswerCache | None:
         return self._surface.cache
 
-    async def _snapshot(self, identity: Identity) -> dict[str, Any]:
+    async def _snapshot(self, identity: Identity) -> Status:
         return await self._surface.control.snapshot(identity)
 
     @property

@@ -5,12 +5,11 @@ Nothing here changes on a GET. Status is read from what the coordinator knows; n
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import parse_qsl
 
 from aiohttp import web
@@ -24,8 +23,8 @@ from enginerouter.routing.target import Target
 from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
 from enginerouter.swap.hold import Hold, HoldDrain, HoldMode
-from enginerouter.swap.memory import ChosenSource
-from enginerouter.swap.model import Slot, Swap
+from enginerouter.swap.memory import ChosenSource, Device
+from enginerouter.swap.model import Learned, Slot, Swap
 from enginerouter.swap.phases import Phase
 from enginerouter.tasks import TaskGroup
 from enginerouter.web.catalog import json_answer
@@ -35,6 +34,7 @@ from enginerouter.web.json_body import json_object
 from enginerouter.web.keys import Identity
 from enginerouter.web.naming import Naming
 from enginerouter.web.reload import Reloader
+from enginerouter.web.shapes import control as shapes
 from enginerouter.web.telemetry import Telemetry, swap_fields
 
 log = logging.getLogger(__name__)
@@ -84,9 +84,9 @@ class Control:
         """`{"status": "ok"}`; 503 and `stuck` when the coordinator has not turned for 15 s. Wakes nothing."""
         silent_s = self._coordinator.seconds_since_turn()
         if silent_s > STUCK_AFTER_S:
-            return json_answer({"status": "stuck", "silent_s": round(silent_s, 1)}, status=503)
-        status = "shutting down" if self._coordinator.is_closing else "ok"
-        return json_answer({"status": status, "name": "enginerouter"})
+            return json_answer(shapes.Alive(status="stuck", silent_s=round(silent_s, 1)), status=503)
+        status: Literal["ok", "shutting down"] = "shutting down" if self._coordinator.is_closing else "ok"
+        return json_answer(shapes.Alive(status=status, name="enginerouter"))
 
     async def metrics(self, call: EdgeCall) -> web.StreamResponse:
         """Prometheus's text format, see metrics.md."""
@@ -96,7 +96,7 @@ class Control:
         """Slots and their phases, the queue, swaps that run and the last ones, memory, hold, circuits."""
         return json_answer(await self.snapshot(call.identity))
 
-    async def snapshot(self, identity: Identity) -> dict[str, Any]:
+    async def snapshot(self, identity: Identity) -> shapes.Status:
         """The whole state, as this key may see it."""
         await self._memory.refresh()
         now = time.monotonic()
@@ -117,7 +117,7 @@ class Control:
             "swaps": [_swap_status(s, now, shown) for s in swaps if _is_shown(s, shown)],
             "slots": [self._slot_status(s, now, identity) for s in slots],
             "last_swaps": {
-                str(slot): {**swap_fields(report), "freed": [str(s) for s in report.freed if s in shown]}
+                str(slot): swap_fields(report, self._telemetry.swapped_at[slot], freed=shown)
                 for slot, report in self._telemetry.last_swap.items()
                 if slot in shown
             },
@@ -127,8 +127,8 @@ class Control:
         """The slots that this key may know of: those it may use; an admin key all."""
         return {s for s in self._coordinator.slots if identity.is_admin or self._naming.may_see(s, identity)}
 
-    def _slot_status(self, slot: Slot, now: float, identity: Identity) -> dict[str, Any]:
-        status: dict[str, Any] = {
+    def _slot_status(self, slot: Slot, now: float, identity: Identity) -> shapes.SlotStatus:
+        status: shapes.SlotStatus = {
             "slot": str(slot.id),
             "engine": slot.id.engine,
             "models": self._naming.models_of(slot.id, identity),
@@ -141,8 +141,10 @@ class Control:
             "asleep_bytes": slot.kept_bytes if slot.is_asleep else None,
             "is_outdated": slot.is_outdated,
             "eta_s": round(self._coordinator.eta_s(slot.id), 1),
-            "learned": dataclasses.asdict(slot.learned),
+            "learned": _learned(slot.learned),
         }
+        if identity.is_admin and slot.queue:
+            status["waiting"] = _waiting(slot, now)
         if slot.circuit.failures:
             left = slot.circuit.open_until - now
             status["start_circuit"] = {
@@ -157,19 +159,22 @@ class Control:
     async def swap(self, call: EdgeCall) -> web.StreamResponse:
         """Load `{"model": …}` or `{"engine": …}`, first in line: 200 when it is ready, 202 at once with `?wait=0`."""
         slots = await self._named(await _asked(call), call.identity)
-        return await self._swap_to(self._one_of(slots), is_waited_for=waits(call.raw_query))
+        return await self._swap_to(self._one_of(slots), call)
 
-    async def _swap_to(self, slot: SlotId, *, is_waited_for: bool) -> web.Response:
-        if not is_waited_for:
-            self._tasks.spawn(self._swap_later(slot), f"swap to {slot}")
+    async def _swap_to(self, slot: SlotId, call: EdgeCall) -> web.Response:
+        key = call.identity.name
+        if not waits(call.raw_query):
+            self._tasks.spawn(self._swap_later(slot, key), f"swap to {slot}")
             return json_answer(self._state(slot), status=202)
         began_at = time.monotonic()
-        await self._coordinator.swap_to(slot)
-        return json_answer({**self._state(slot), "seconds": round(time.monotonic() - began_at, 3)})
+        await self._coordinator.swap_to(slot, key=key)
+        swapped = self._state(slot)
+        swapped["seconds"] = round(time.monotonic() - began_at, 3)
+        return json_answer(swapped)
 
-    async def _swap_later(self, slot: SlotId) -> None:
+    async def _swap_later(self, slot: SlotId, key: str) -> None:
         try:
-            await self._coordinator.swap_to(slot)
+            await self._coordinator.swap_to(slot, key=key)
         except RouterError as error:
             log.warning("the swap to %s that was asked for did not happen: %s", slot, error.message)
 
@@ -186,7 +191,7 @@ class Control:
         if slots and asked and not here:
             raise BadRequest(f"engine {slots[0].engine!r} is served elsewhere: nothing of it is in memory here")
         leaving = [str(s) for s in here if self._coordinator.unload(s)]
-        return json_answer({"unloading": leaving})
+        return json_answer(shapes.Unloading(unloading=leaving))
 
     async def reset(self, call: EdgeCall) -> web.StreamResponse:
         """Close start and health circuits of what is named, or of everything; free once more what would not go."""
@@ -202,7 +207,7 @@ class Control:
         for slot in slots:
             self._coordinator.reset(slot)
         circuits = [engine if model is None else f"{engine}/{model}" for engine, model in closed]
-        return json_answer({"reset": [str(s) for s in slots], "circuits": circuits})
+        return json_answer(shapes.Reset(reset=[str(s) for s in slots], circuits=circuits))
 
     async def _targets(self, model: str, engine: str | None, identity: Identity) -> list[Target]:
         """What a name leads to; of a chain all its targets, or those of one engine."""
@@ -245,7 +250,7 @@ class Control:
         if not isinstance(name, str):
             raise BadRequest('say which: {"model": "…"}; GET /models/available lists them')
         target = await self._naming.target(name, call.identity)
-        return await self._swap_to(target.slot, is_waited_for=waits(call.raw_query))
+        return await self._swap_to(target.slot, call)
 
     def _active(self, identity: Identity) -> str | None:
         """The model that was used last, of those that are ready on this machine."""
@@ -258,7 +263,7 @@ class Control:
 
     # --- what was named
 
-    def _state(self, slot: SlotId) -> dict[str, Any]:
+    def _state(self, slot: SlotId) -> shapes.Swapped:
         return {"slot": str(slot), "phase": self._phase(slot)}
 
     async def hold(self, call: EdgeCall) -> web.StreamResponse:
@@ -279,14 +284,14 @@ class Control:
             if isinstance(hold.outcome, RouterError):
                 raise hold.outcome
         now = time.monotonic()
-        answer = {"hold": _hold_status(hold, now), "seconds": round(now - began_at, 3)}
+        answer = shapes.Held(hold=_hold_status(hold, now), seconds=round(now - began_at, 3))
         return json_answer(answer, status=200 if is_waited_for else 202)
 
     async def release(self, call: EdgeCall) -> web.StreamResponse:
         """End the hold. With `{"owner": …}` only that owner's; with `{}`, whoever has it."""
         asked = await self._object(call, {"owner"})
         owner = _owner(asked["owner"]) if "owner" in asked else None
-        return json_answer({"released": self._coordinator.release(owner)})
+        return json_answer(shapes.Released(released=self._coordinator.release(owner)))
 
     async def _object(self, call: EdgeCall, known: set[str]) -> dict[str, Any]:
         asked = await _asked(call)
@@ -327,11 +332,35 @@ class Control:
         raise BadRequest(f'engine {slots[0].engine!r} has several models: say {{"model": …}} with one of {names}')
 
 
-def _cache_status(cache: AnswerCache | None) -> dict[str, Any] | None:
+def _cache_status(cache: AnswerCache | None) -> shapes.CacheStatus | None:
     if cache is None:
         return None
-    counts = {"hits": cache.hits, "misses": cache.misses, "hit_bytes": cache.hit_bytes}
-    return {**dataclasses.asdict(cache.state()), **counts}
+    state = cache.state()
+    return {
+        "name": state.name,
+        "is_up": state.is_up,
+        "entries": state.entries,
+        "bytes": state.bytes,
+        "hits": cache.hits,
+        "misses": cache.misses,
+        "hit_bytes": cache.hit_bytes,
+    }
+
+
+def _learned(learned: Learned) -> shapes.Learned:
+    return {
+        "start_s": learned.start_s,
+        "held_bytes": learned.held_bytes,
+        "came_back_bytes": learned.came_back_bytes,
+    }
+
+
+def _waiting(slot: Slot, now: float) -> list[shapes.Waiter]:
+    """Who waits for a slot, by the names of keys, whoever came first first."""
+    since: dict[str, list[float]] = {}
+    for ticket in sorted(slot.queue, key=lambda t: t.arrived_at):
+        since.setdefault(ticket.key, []).append(ticket.arrived_at)
+    return [{"key": key, "count": len(times), "longest_s": round(now - times[0], 1)} for key, times in since.items()]
 
 
 def _owner(said: Any) -> str:
@@ -358,7 +387,7 @@ def _word(asked: dict[str, Any], key: str, words: tuple[W, ...], default: D) -> 
     raise BadRequest(f"{key} has to be one of: {', '.join(words)}")
 
 
-def _hold_status(hold: Hold | None, now: float) -> dict[str, Any] | None:
+def _hold_status(hold: Hold | None, now: float) -> shapes.HoldStatus | None:
     if hold is None:
         return None
     return {
@@ -370,16 +399,26 @@ def _hold_status(hold: Hold | None, now: float) -> dict[str, Any] | None:
     }
 
 
-def _memory_status(memory: ChosenSource) -> dict[str, Any]:
-    status: dict[str, Any] = {
+def _memory_status(memory: ChosenSource) -> shapes.Memory:
+    status: shapes.Memory = {
         "source": memory.name,
         "why": memory.why,
         "available_bytes": memory.available(),
-        "devices": [dataclasses.asdict(d) for d in memory.devices()],
+        "devices": [_device(device) for device in memory.devices()],
     }
     if memory.problem:
         status["problem"] = memory.problem
     return status
+
+
+def _device(device: Device) -> shapes.Device:
+    return {
+        "name": device.name,
+        "total_bytes": device.total_bytes,
+        "available_bytes": device.available_bytes,
+        "is_unified": device.is_unified,
+        "problem": device.problem,
+    }
 
 
 async def _asked(call: EdgeCall) -> dict[str, Any]:
@@ -400,7 +439,7 @@ def _is_shown(swap: Swap, shown: Collection[SlotId]) -> bool:
     return target in shown if target is not None else any(s in shown for s in swap.plan.victims)
 
 
-def _swap_status(swap: Swap, now: float, shown: Collection[SlotId]) -> dict[str, Any]:
+def _swap_status(swap: Swap, now: float, shown: Collection[SlotId]) -> shapes.SwapRunning:
     return {
         "target": str(swap.plan.target) if swap.plan.target is not None else None,
         "reason": swap.plan.reason,

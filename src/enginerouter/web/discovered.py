@@ -24,6 +24,7 @@ from enginerouter.state import StateFile
 from enginerouter.web.catalog import json_answer
 from enginerouter.web.edge import EdgeCall
 from enginerouter.web.naming import Naming
+from enginerouter.web.shapes.control import DiscoveredModels
 
 log = logging.getLogger(__name__)
 
@@ -98,16 +99,15 @@ class Discovering:
         await self._discovery.refresh(DISCOVER_WITHIN_S)
         directory = self._naming.directory
         failures = {name: self._discovery.failure_of(name) for name in self._discovery.engines}
-        return json_answer(
-            {
-                "engines": {name: list(directory.said_by(name)) for name in self._discovery.engines},
-                "failed": {name: failure.message for name, failure in failures.items() if failure is not None},
-                "collisions": [
-                    {"served_by": winner, "also_at": loser, "models": models}
-                    for (winner, loser), models in directory.collisions().items()
-                ],
-            }
-        )
+        discovered: DiscoveredModels = {
+            "engines": {name: list(directory.said_by(name)) for name in self._discovery.engines},
+            "failed": {name: failure.message for name, failure in failures.items() if failure is not None},
+            "collisions": [
+                {"served_by": winner, "also_at": loser, "models": list(models)}
+                for (winner, loser), models in directory.collisions().items()
+            ],
+        }
+        return json_answer(discovered)
 
 
 def _command_of(settings: EngineSettings) -> str:

@@ -31,7 +31,7 @@ from enginerouter.dialects.response_events import Numbering
 from enginerouter.dialects.usage import TAIL_BYTES, usage_said
 from enginerouter.errors import FirstByteTimeout, RouterError, UpstreamFailed, printable
 from enginerouter.proxy.downstream import Downstream, KeepAlive
-from enginerouter.proxy.headers import INSTANCE, VIA, request_headers, response_headers
+from enginerouter.proxy.headers import VIA, request_headers, response_headers
 from enginerouter.proxy.payload import for_one_try
 from enginerouter.proxy.upstream import ReusedConnectionFailed, Upstream
 from enginerouter.routing import walk
@@ -202,7 +202,8 @@ class Exchange:
             self._client.wait_for_lease()
         began_at = time.monotonic()
         try:
-            with self._coordinator.place(self._target.slot, priority=self._call.identity.priority) as ticket:
+            who = self._call.identity
+            with self._coordinator.place(self._target.slot, priority=who.priority, key=who.name) as ticket:
                 lease = await ticket.granted
         finally:
             waited = time.monotonic() - began_at
@@ -291,7 +292,9 @@ class Exchange:
     async def _open(self) -> ClientResponse:
         call, upstream = self._call, self._upstream
         headers = request_headers(call.request.headers, upstream.headers)
-        if upstream.is_server:
+        # A provider is not told of our routers for longer than it takes to see that it is none. What came from another
+        # router says so everywhere: two that take each other for providers must not send it round for ever.
+        if upstream.is_server and (upstream.is_router is not False or VIA in call.request.headers):
             headers[VIA] = self._around.via(call)
         path, body = await self._outgoing(headers)
         # Looked up now: an engine may answer elsewhere after every start.
@@ -303,8 +306,8 @@ class Exchange:
                 # Once, on a new connection, and only while the engine lives: a crash cuts the lease meanwhile.
                 await asyncio.sleep(0)
                 answer = await upstream.open(call.request.method, address, path, headers, for_one_try(body))
-            if upstream.is_server and (said := answer.headers.get(INSTANCE)) is not None:
-                upstream.instance = said
+            if upstream.is_server:
+                upstream.learn_from(answer, was_told=VIA in headers)
             return answer
         except ReusedConnectionFailed as error:
             raise await self._broken(error) from error
@@ -341,8 +344,6 @@ class Exchange:
         headers[SWAP_MS] = str(round(record.swap_s * 1000))
         if record.cache:
             headers[CACHE] = record.cache
-        if VIA in self._call.request.headers:
-            headers[INSTANCE] = self._around.instance
 
     async def _relay(self, answer: ClientResponse, lease: Lease) -> web.StreamResponse:
         """Nothing was sent yet: status, headers and body of the engine as they are."""

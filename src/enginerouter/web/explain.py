@@ -26,6 +26,7 @@ from enginerouter.web.json_body import json_object, model_of
 from enginerouter.web.keys import Identity
 from enginerouter.web.naming import Naming
 from enginerouter.web.params import ModelParams
+from enginerouter.web.shapes.control import Explained, ExplainedTarget, Wait
 
 CHAT = "/v1/chat/completions"
 # What a key may not know of is counted under this name.
@@ -59,19 +60,18 @@ class Explain:
         route = await self._naming.route(model_of(asked), call.identity)
         targets = (route,) if isinstance(route, Target) else route.targets
         told_of = [self._target(target, route, call.identity, path, asked) for target in targets]
-        return json_answer(
-            {
-                "asked": route.asked,
-                # The first that is neither passed over nor refused; others may follow where a chain goes on.
-                "served_by": next((t["target"] for t in told_of if not t["passed_over"] and not t["refused"]), None),
-                "targets": told_of,
-                "unknown": [] if isinstance(route, Target) else list(route.unknown),
-            }
-        )
+        explained: Explained = {
+            "asked": route.asked,
+            # The first that is neither passed over nor refused; others may follow where a chain goes on.
+            "served_by": next((t["target"] for t in told_of if not t["passed_over"] and not t["refused"]), None),
+            "targets": told_of,
+            "unknown": [] if isinstance(route, Target) else list(route.unknown),
+        }
+        return json_answer(explained)
 
     def _target(
         self, target: Target, route: Route, identity: Identity, path: str, asked: dict[str, Any]
-    ) -> dict[str, Any]:
+    ) -> ExplainedTarget:
         """What would become of the request at one target, were it the first."""
         passed_over = self._passed_over(target, route, identity, path)
         if passed_over == walk.FENCED:
@@ -132,7 +132,7 @@ class Explain:
             return walk.CIRCUIT_OPEN
         return walk.SLOW if walk.is_too_slow(chain, coordinator.known_eta_s(target.slot)) else ""
 
-    def _wait(self, target: Target, identity: Identity) -> dict[str, Any]:
+    def _wait(self, target: Target, identity: Identity) -> Wait:
         """What stands between the request and its engine now."""
         coordinator = self._coordinator
         slot = coordinator.slots[target.slot]

@@ -118,7 +118,7 @@ class Extras:
     async def _queue(self, slot: SlotId, call: EdgeCall, record: Record) -> Lease:
         """Wait for a lease. Whatever ends the wait, the place in the queue is given back."""
         began_at = time.monotonic()
-        ticket = self._coordinator.enqueue(slot, priority=call.identity.priority)
+        ticket = self._coordinator.enqueue(slot, priority=call.identity.priority, key=call.identity.name)
         try:
             return await ticket.granted
         except BaseException:

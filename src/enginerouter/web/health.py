@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Literal
 
 from aiohttp import web
 
@@ -25,11 +24,11 @@ from enginerouter.web.edge import EdgeCall
 from enginerouter.web.keys import Identity
 from enginerouter.web.naming import Naming, anything
 from enginerouter.web.prober import BackgroundProber
+from enginerouter.web.shapes.control import CircuitStatus, EngineHealth, HealthShown, Standing
 
 # Of the names at an engine that no configuration and no list of its own knows.
 MOST_UNDECLARED = 20
 
-Standing = Literal["healthy", "degraded", "unhealthy", "unconfigured"]
 VALUES: Mapping[Standing, float] = {"healthy": 1.0, "degraded": 0.5, "unhealthy": 0.0}
 
 
@@ -74,12 +73,13 @@ class HealthView:
     async def show(self, call: EdgeCall) -> web.StreamResponse:
         """Every engine with its targets, their circuits and what the last probe saw – as far as this key may know."""
         snapshot, now = self._health.snapshot(), time.monotonic()
-        providers = {
+        providers: dict[str, EngineHealth] = {
             name: self._engine(name, snapshot.get(name, {}), call.identity, now)
             for name in self._settings
             if self._may_see(name, call.identity)
         }
-        return json_answer({"status": overall([p["status"] for p in providers.values()]), "providers": providers})
+        status = overall([p["status"] for p in providers.values()])
+        return json_answer(HealthShown(status=status, providers=providers))
 
     def standings(self, identity: Identity) -> dict[str, Standing]:
         snapshot = self._health.snapshot()
@@ -87,7 +87,7 @@ class HealthView:
 
     # --- one engine
 
-    def _engine(self, name: str, known: Mapping[str | None, Circuit], identity: Identity, now: float) -> dict[str, Any]:
+    def _engine(self, name: str, known: Mapping[str | None, Circuit], identity: Identity, now: float) -> EngineHealth:
         circuits = self._with_declared(name, known)
         may_know = self._naming.may_know_model
         shown = {m: c for m, c in circuits.items() if m is None or may_know(name, m, identity)}
@@ -199,7 +199,7 @@ def _unix(at: float, now: float) -> float:
     return round(time.time() + at - now, 1)
 
 
-def _shown(circuit: Circuit, identity: Identity) -> dict[str, Any]:
+def _shown(circuit: Circuit, identity: Identity) -> CircuitStatus:
     wait_s = circuit.retry_after_s
     return {
         "circuit": circuit.state,

@@ -46,6 +46,7 @@ class Inference:
             ask = await understand(call.raw_path, body)
             record.asked, record.is_stream = ask.model or "", ask.wants_stream
             if (via := call.request.headers.get(VIA)) is not None:
+                call.request.instance = self._around.instance
                 self._refuse_loop(via)
             route = await self._route(call, ask)
             if ask.dialect is OLLAMA and (wish := residency_asked(ask.path, ask.json)) is not None:

@@ -24,6 +24,7 @@ from enginerouter.errors import BadRequest, ConfigError, Problem, ShuttingDown
 from enginerouter.tasks import TaskGroup
 from enginerouter.web.catalog import json_answer
 from enginerouter.web.edge import EdgeCall
+from enginerouter.web.shapes.control import Reloaded, Told
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Outcome:
     warnings: tuple[Problem, ...] = ()
     problems: tuple[Problem, ...] = ()
 
-    def told(self) -> dict[str, Any]:
+    def told(self) -> Reloaded:
         return {
             "at": round(self.at, 3),
             "reloaded": not self.problems,
@@ -144,7 +145,7 @@ class Reloader:
             raise NotReloaded(f"the configuration was not reloaded, the running one goes on: {what}", outcome.problems)
         return json_answer(outcome.told())
 
-    def status(self, *, is_admin: bool) -> dict[str, Any] | None:
+    def status(self, *, is_admin: bool) -> Reloaded | None:
         """The last reload; None if there was none. What is wrong with the file is for admins."""
         if self.last is None:
             return None
@@ -178,5 +179,12 @@ def _count(problems: Sequence[Problem]) -> str:
     return f"{len(problems)} problem{'s' * (len(problems) > 1)}"
 
 
-def _told(problem: Problem) -> dict[str, Any]:
-    return {**dataclasses.asdict(problem), "text": str(problem)}
+def _told(problem: Problem) -> Told:
+    return {
+        "message": problem.message,
+        "path": problem.path,
+        "file": problem.file,
+        "line": problem.line,
+        "hint": problem.hint,
+        "text": str(problem),
+    }

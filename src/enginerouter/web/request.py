@@ -10,6 +10,8 @@ from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion10, HttpVersion11
 from multidict import istr
 
+from enginerouter.proxy.headers import INSTANCE, SERVER_NAME
+
 if TYPE_CHECKING:
     from aiohttp.http_parser import RawRequestMessage
 
@@ -18,7 +20,6 @@ X_REQUEST_ID = istr("X-Request-Id")
 REQUEST_ID = istr("Request-Id")
 ANTHROPIC_PATHS = "/v1/messages"
 MAX_REQUEST_ID = 128
-SERVER_NAME = "enginerouter"
 # What a page's script may read of our answers, besides the headers browsers always show.
 EXPOSED_HEADERS = (
     "X-Request-Id, Request-Id, Retry-After, X-Should-Retry, X-EngineRouter-Resolved, X-EngineRouter-Attempts, "
@@ -50,6 +51,8 @@ class EdgeRequest(web.BaseRequest):
     request_id: str
     # The origin that may read the answer; set once the Origin rule has let it pass.
     cors_origin: str | None = None
+    # This router's id among others, for a request that another one has passed on.
+    instance: str | None = None
 
     def begin(self, ids: RequestIds) -> None:
         given = self._headers.get(X_REQUEST_ID) if self._headers else None
@@ -74,6 +77,8 @@ class EdgeRequest(web.BaseRequest):
         if self._message.path.startswith(ANTHROPIC_PATHS):
             headers.setdefault(REQUEST_ID, self.request_id)
         headers[hdrs.SERVER] = SERVER_NAME
+        if self.instance is not None:
+            headers[INSTANCE] = self.instance
         if (origin := self.cors_origin) is not None:
             # The one origin, never "*": that would let every page read the answer.
             headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin

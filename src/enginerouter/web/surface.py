@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from enginerouter.cache.answers import AnswerCache
-from enginerouter.config.engines import GenericProcess
+from enginerouter.config.engines import GenericProcess, SystemdUnit
 from enginerouter.config.model import Config, EngineSettings
 from enginerouter.engines.base import Engine
 from enginerouter.engines.discovery import Discovery, ListsModels, is_askable
 from enginerouter.engines.launch import log_path
 from enginerouter.engines.launch_facts import is_llamacpp
 from enginerouter.engines.served import ProcessModels, is_process
+from enginerouter.engines.systemctl import journal_command
 from enginerouter.errors import NoLongerConfigured
 from enginerouter.metrics import Registry
 from enginerouter.proxy.downstream import KeepAlive, Mode
@@ -250,7 +251,7 @@ class Surface:
         discovering = Discovering(naming, self.discovery)
         has_infill = self.knowledge.has_infill
         explain = Explain(naming, params, lasting.coordinator, lasting.health, self._upstreams, has_infill)
-        watching = Watching(lasting.telemetry.hub, naming, lasting.snapshot, log_files(config))
+        watching = Watching(lasting.telemetry.hub, naming, lasting.snapshot, log_files(config), journals(config))
         for path in INFERENCE_PATHS:
             yield Route("POST", path, inference.serve)
         metrics_access: Access = "key" if config.metrics_require_key else "open"
@@ -346,3 +347,9 @@ def log_files(config: Config) -> dict[str, tuple[Path, ...]]:
         else:
             files[engine.name] = ()
     return files
+
+
+def journals(config: Config) -> dict[str, str]:
+    """The command that shows what an engine prints, for those that systemd runs for us."""
+    units = [engine for engine in config.engines.values() if isinstance(engine, SystemdUnit)]
+    return {unit.name: journal_command(unit.unit, unit.scope) for unit in units}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -26,6 +26,7 @@ from enginerouter.swap.model import SwapReport
 from enginerouter.swap.phases import Phase
 from enginerouter.web.hub import Event, EventHub
 from enginerouter.web.logs import RequestLine
+from enginerouter.web.shapes.control import LastSwap
 
 log = logging.getLogger("enginerouter.requests")
 
@@ -108,6 +109,8 @@ class Telemetry:
         self.registry = registry
         self.hub = EventHub()
         self.last_swap: dict[SlotId, SwapReport] = {}
+        # When each of them ended, in Unix seconds.
+        self.swapped_at: dict[SlotId, float] = {}
         self.listeners: list[Callable[[SlotId, Phase], None]] = []
         self._swap_s = registry.histogram("swap_duration_seconds", "Whole swaps, from decision to ready.", SWAP_S)
         self._phase_s = registry.histogram(
@@ -218,7 +221,8 @@ class Telemetry:
         gone = freed[0] if len(freed) == 1 else "several" if freed else "none"
         self._swaps.inc((gone, to, report.result))
         slots = (plan.target,) if plan.target is not None else tuple(report.freed)
-        swapped = {"at": round(time.time(), 3), "target": to, **swap_fields(report)}
+        at = round(time.time(), 3)
+        swapped = {"target": to, **swap_fields(report, at)}
         self.hub.publish(Event("swap", swapped, slots=slots, admin_only=("freed",)), is_remembered=True)
         if report.settled is not None:
             self._settle_s.observe(report.settled.seconds)
@@ -226,6 +230,7 @@ class Telemetry:
         if plan.target is None or report.result == "called_off":
             return
         self.last_swap[plan.target] = report
+        self.swapped_at[plan.target] = at
         if report.result == "ok":
             self._swap_s.observe(report.total_s)
         self._in_flight.observe(report.in_flight_at_start)
@@ -319,14 +324,15 @@ class Recorded:
         self._telemetry.ended(self._record)
 
 
-def swap_fields(report: SwapReport) -> dict[str, Any]:
-    """A swap that has ended, as `/status` and `/events` show it."""
+def swap_fields(report: SwapReport, at: float, freed: Collection[SlotId] | None = None) -> LastSwap:
+    """A swap that ended `at`, in Unix seconds, as `/status` and `/events` show it; of what it freed only `freed`."""
     return {
+        "at": at,
         "result": report.result,
         "total_s": round(report.total_s, 3),
         "seconds": {k: round(v, 3) for k, v in report.seconds.items()},
         "settle": report.settled.verdict.value if report.settled else None,
-        "freed": [str(s) for s in report.freed],
+        "freed": [str(s) for s in report.freed if freed is None or s in freed],
     }
 
 

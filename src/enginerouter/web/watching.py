@@ -37,7 +37,7 @@ TEXT_HEADERS = {
     "X-Accel-Buffering": "no",
 }
 
-Snapshot = Callable[[Identity], Awaitable[dict[str, Any]]]
+Snapshot = Callable[[Identity], Awaitable[Mapping[str, Any]]]
 
 
 class TooManyWatchers(QueueFull):
@@ -47,15 +47,24 @@ class TooManyWatchers(QueueFull):
 
 
 class Watching:
-    """`snapshot` gives `/status` as a key may see it; `log_files` where engines print to, and "" for the router."""
+    """`snapshot` gives `/status` as a key may see it; `log_files` where engines print to, and "" for the router.
+
+    `journals`: the command that shows what an engine prints that systemd runs.
+    """
 
     def __init__(
-        self, hub: EventHub, naming: Naming, snapshot: Snapshot, log_files: Mapping[str, Sequence[Path]]
+        self,
+        hub: EventHub,
+        naming: Naming,
+        snapshot: Snapshot,
+        log_files: Mapping[str, Sequence[Path]],
+        journals: Mapping[str, str],
     ) -> None:
         self._hub = hub
         self._naming = naming
         self._snapshot = snapshot
         self._log_files = log_files
+        self._journals = journals
         self._followers = 0
 
     async def events(self, call: EdgeCall) -> web.StreamResponse:
@@ -126,6 +135,8 @@ class Watching:
             hint = f"did you mean {close[0]!r}?" if close else f"there are: {known}"
             raise NotFound(f"no engine {printable(engine)!r} is configured; {hint}")
         if not self._log_files[engine]:
+            if engine in self._journals:
+                raise NotFound(f"what engine {engine!r} prints is in the journal: {self._journals[engine]}")
             if engine:
                 raise NotFound(f"engine {engine!r} is not started by the router: its lines are where it was started")
             raise NotFound("log_file is null: the router's lines are on standard error, or in its unit's journal")

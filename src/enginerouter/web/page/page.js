@@ -2,6 +2,7 @@
 // page from text nodes alone: whatever an engine or a client calls itself is text.
 
 const KEPT_POINTS = 600;
+const KEPT_MS = 10 * 60 * 1000;
 const KEPT_REQUESTS = 50;
 const KEPT_SWAPS = 12;
 const STEPS = ["draining", "freeing", "settling", "starting"];
@@ -13,13 +14,15 @@ const HEALTH = {
 };
 
 const $ = (id) => document.getElementById(id);
-const points = [];
+// What was read before this page was loaded anew.
+const points = JSON.parse(sessionStorage.getItem("enginerouter-memory") ?? "[]").filter((p) => p.at > Date.now() - KEPT_MS);
 const swaps = [];
 const requests = [];
 const marks = [];
 let key = sessionStorage.getItem("enginerouter-key") ?? "";
 let mayControl = true;
 let notice = null;
+let stream = new AbortController();
 
 function element(tag, className, ...children) {
   const made = document.createElement(tag);
@@ -36,6 +39,8 @@ function seconds(value) {
   return `${Math.floor(value / 3600)} h ${Math.floor((value % 3600) / 60)} min`;
 }
 
+// A guess has no tenths.
+const about = (value) => (value === null || value === undefined ? "" : value < 10 ? `${Math.ceil(value)} s` : seconds(value));
 const ms = (value) => (value === null || value === undefined ? "" : value < 10000 ? `${value} ms` : seconds(value / 1000));
 const gib = (bytes) => `${(bytes / 2 ** 30).toFixed(1)} GiB`;
 const clock = (at) => new Date(at * 1000).toLocaleTimeString();
@@ -124,8 +129,8 @@ function cardOf(slot, health) {
   if (slot.in_flight) facts.push(`${slot.in_flight} in flight`);
   if (slot.queued) facts.push(`${slot.queued} waiting`);
   if (slot.is_pinned) facts.push("pinned");
-  if (slot.phase === "cold" && slot.learned?.start_s) facts.push(`starts in about ${seconds(slot.learned.start_s)}`);
-  if (slot.learned?.held_bytes) facts.push(`holds ${gib(slot.learned.held_bytes)}`);
+  if (slot.phase === "cold" && slot.learned?.start_s) facts.push(`starts in about ${about(slot.learned.start_s)}`);
+  if (slot.learned?.held_bytes) facts.push(`${slot.phase === "cold" ? "takes" : "holds"} ${gib(slot.learned.held_bytes)}`);
   const circuit = slot.start_circuit;
   const standing = health[slot.engine] ?? "healthy";
   return {
@@ -151,7 +156,7 @@ function buildCard(card) {
   const models = card.models.filter((model) => model !== card.slot).join(", ");
   return element(
     "li", `card ${card.phase} ${card.health}`,
-    element("p", "name", element("span", "", card.slot), element("span", "phase", [card.phase, card.health].filter(Boolean).join(", "))),
+    element("p", "name", element("span", "", card.slot), element("span", "phase", standingOf(card))),
     element("p", "facts", [models, card.facts].filter(Boolean).join(" · ")),
     card.problem ? element("p", "problem", card.problem) : null,
     card.health ? element("p", "problem", HEALTH[card.health] ?? "") : null,
@@ -159,14 +164,26 @@ function buildCard(card) {
   );
 }
 
+// A provider is always "ready": what counts is whether it answers.
+function standingOf(card) {
+  return [card.isRemote && card.health ? "" : card.phase, card.health].filter(Boolean).join(", ");
+}
+
 function waitOf(slot) {
-  return { slot: slot.slot, queued: slot.queued, eta: slot.eta_s === null ? "" : seconds(Math.ceil(slot.eta_s)) };
+  const models = slot.models.filter((model) => model !== slot.slot).join(", ");
+  return {
+    slot: slot.slot, models, queued: slot.queued, eta: about(slot.eta_s),
+    // Only an admin key is told; without keys all are the same.
+    keys: (slot.waiting ?? []).filter((who) => who.key !== "local").map((who) => ({ ...who, longest_s: Math.floor(who.longest_s) })),
+  };
 }
 
 function buildWait(wait) {
   if (!wait) return element("li", "quiet", "Nobody waits.");
   const eta = wait.eta ? `, ready in about ${wait.eta}` : "";
-  return element("li", "", `${wait.queued} for ${wait.slot}${eta}`);
+  const models = wait.models ? ` (${wait.models})` : "";
+  const who = wait.keys.map(({ key, count, longest_s }) => `${key}: ${count}, for ${longest_s} s`).join(" · ");
+  return element("li", "", `${wait.queued} for ${wait.slot}${models}${eta}`, who ? element("p", "quiet", who) : null);
 }
 
 function showMemory(memory) {
@@ -188,6 +205,9 @@ function showMemory(memory) {
     ...marks.filter((at) => at >= first).map((at) => shape("path", { class: "mark", d: `M${x(at)},0 V140` })),
   ];
   $("memory").replaceChildren(...shapes);
+  const dashed = shapes.length > 2 ? "; dashed: swaps" : "";
+  const span = last === first ? "" : `0 to ${gib(top)}, the last ${seconds(Math.round((last - first) / 1000))}${dashed} · `;
+  $("memory-why").textContent = `${span}read from ${memory.source}`;
 }
 
 function shape(tag, attributes) {
@@ -203,6 +223,7 @@ function buildSwap(swap) {
   const parts = Object.entries(swap.seconds).filter(([, value]) => value > 0);
   const total = parts.reduce((sum, [, value]) => sum + value, 0);
   const bar = element("div", "bar");
+  bar.dataset.total = String(total);
   bar.setAttribute("role", "img");
   bar.setAttribute("aria-label", parts.map(([step, value]) => `${step} ${seconds(value)}`).join(", "));
   for (const [step, value] of parts) {
@@ -223,6 +244,13 @@ function buildSwap(swap) {
   );
 }
 
+// A swap twice as long is twice as wide; the shortest can still be seen.
+function scaleSwaps() {
+  const bars = [...document.querySelectorAll("#swaps .bar")];
+  const longest = Math.max(...bars.map((bar) => Number(bar.dataset.total)));
+  for (const bar of bars) bar.style.width = `${Math.max(4, (100 * Number(bar.dataset.total)) / longest)}%`;
+}
+
 // On a phone a row is a small card, and each cell says what it is.
 function cell(name, className, text) {
   const made = element("td", className, text);
@@ -232,13 +260,13 @@ function cell(name, className, text) {
 
 function buildRequest(request) {
   const failed = request.status >= 400;
-  const status = cell("Status", failed ? "bad" : "", String(request.status));
+  const status = cell("Status", failed ? "status bad" : "status", String(request.status));
   if (request.error) status.append(element("span", "why", request.error));
   return element(
     "tr", "",
-    cell("Time", "", clock(request.at)),
-    cell("Model", "", request.model || "–"),
-    cell("Served by", "", request.target || "–"),
+    cell("Time", "time", clock(request.at)),
+    cell("Model", "name", request.model || "–"),
+    cell("Served by", "name", request.target || "–"),
     status,
     cell("Waited", "number", request.queue_ms ? ms(request.queue_ms) : ""),
     cell("First byte", "number", ms(request.first_byte_ms)),
@@ -257,6 +285,7 @@ const on = {
     const at = swap.at * 1000;
     if (points.length && at >= points[0].at && !marks.includes(at)) marks.push(at);
     keyed($("swaps"), swaps, (s) => `${s.at} ${s.target}`, buildSwap);
+    scaleSwaps();
   },
   request(request) {
     requests.unshift(request);
@@ -295,16 +324,24 @@ async function askForKey(why) {
   const dialog = $("key-dialog");
   dialog.showModal();
   await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
-  key = $("key").value;
+  const typed = $("key").value;
   $("key").value = "";
+  if (!typed) return;
+  key = typed;
   sessionStorage.setItem("enginerouter-key", key);
   mayControl = true;
+}
+
+async function otherKey() {
+  await askForKey("One that may load and unload, say. It stays in this tab and is sent only to this router.");
+  stream.abort();
 }
 
 async function watch() {
   for (;;) {
     try {
-      const answer = await fetch("events", { headers: headers(), cache: "no-store" });
+      stream = new AbortController();
+      const answer = await fetch("events", { headers: headers(), cache: "no-store", signal: stream.signal });
       if (answer.status === 401) {
         connection("no key", "lost");
         const stays = "It stays in this tab and is sent only to this router.";
@@ -313,11 +350,13 @@ async function watch() {
       }
       if (!answer.ok) throw new Error(String(answer.status));
       connection("live", "live");
+      $("other-key").hidden = !key;
       requests.length = swaps.length = 0;
       await read(answer);
     } catch (error) {
       console.debug("events ended", error);
     }
+    if (stream.signal.aborted) continue;
     connection("connection lost, trying again …", "lost");
     await new Promise((resolve) => setTimeout(resolve, 1500));
   }
@@ -326,4 +365,6 @@ async function watch() {
 $("legend").append(
   ...STEPS.map((step) => element("span", "", element("i", `step-${step}`), step)),
 );
+$("other-key").addEventListener("click", otherKey);
+window.addEventListener("pagehide", () => sessionStorage.setItem("enginerouter-memory", JSON.stringify(points)));
 watch();
