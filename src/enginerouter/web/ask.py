@@ -13,7 +13,7 @@ from collections.abc import Collection
 from typing import IO, Any
 
 from enginerouter.dialects.base import Dialect
-from enginerouter.dialects.openai import RESPONSES
+from enginerouter.dialects.openai import EMBEDDINGS, RESPONSES
 from enginerouter.dialects.params import NO_RULES, ParamRules, changed, of_translated
 from enginerouter.dialects.reading import Json
 from enginerouter.dialects.translation import OPENAI, Translation, dialect_of, payload, plan
@@ -33,7 +33,7 @@ class Ask:
     """One request's wishes. `body` is what the client sent: bytes, or a temporary file at its start.
 
     `model` is the name that was asked for, `sent_model` what stands under "model" in the body: in Ollama's dialect a
-    model may also be a "name".
+    model may also be a "name". `wants_base64` is said of vectors.
     """
 
     __slots__ = (
@@ -45,6 +45,7 @@ class Ask:
         "path",
         "previous_response_id",
         "sent_model",
+        "wants_base64",
         "wants_stream",
     )
 
@@ -60,6 +61,7 @@ class Ask:
         self.wants_stream = self.dialect.wants_stream(path, parsed)
         given = parsed.get("previous_response_id") if self.makes_response else None
         self.previous_response_id = given if isinstance(given, str) else None
+        self.wants_base64 = path == EMBEDDINGS and parsed.get("encoding_format") == "base64"
 
     @property
     def json(self) -> Json:

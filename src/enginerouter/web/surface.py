@@ -240,6 +240,7 @@ class Surface:
             lasting.owners,
             params,
             KeptAnswers(self.cache, config, params),
+            self.knowledge.has_infill,
             lasting.tasks,
         )
 
@@ -250,7 +251,8 @@ class Surface:
         inference = Inference(naming, self._surroundings(params))
         catalog = Catalog(naming, self.knowledge, self._engines, config.default_model)
         discovering = Discovering(naming, self.discovery)
-        explain = Explain(naming, params, lasting.coordinator, lasting.health, self._upstreams)
+        has_infill = self.knowledge.has_infill
+        explain = Explain(naming, params, lasting.coordinator, lasting.health, self._upstreams, has_infill)
         hub, history = lasting.telemetry.hub, lasting.memory_history
         watching = Watching(hub, naming, lasting.snapshot, history, log_files(config), journals(config))
         for path in INFERENCE_PATHS:
@@ -292,6 +294,7 @@ class Surface:
             lasting.telemetry,
             self._upstreams,
             lasting.addresses,
+            {name: settings.base_url or "" for name, settings in self._settings.items()},
             allows_destructive=config.allow_destructive_ollama_api,
         )
         yield from extra_routes(extras, inference)
