@@ -229,7 +229,7 @@ async def test_a_port_that_a_stranger_took_meanwhile_is_not_our_failure(box: Box
 async def test_a_container_whose_port_stays_open_is_not_taken_as_freed(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("enginerouter.engines.process.CONTAINER_PORT_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("enginerouter.engines.ending.CONTAINER_PORT_TIMEOUT_S", 0.3)
     client = box.folder / "docker"  # the client ends, the container – here: a process it knows nothing of – does not
     client.write_text('#!/bin/sh\n[ $1 = run ] && echo $$ > "$0.pid" && exec sleep 1000\nkill $(cat "$0.pid")\n')
     client.chmod(0o755)

@@ -8,7 +8,6 @@ place of the end in `sleeping`, what llama.cpp keeps over it in `keepslots`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 from collections.abc import Collection, Mapping
@@ -21,11 +20,10 @@ from enginerouter.engines.adoption import LaunchRecord
 from enginerouter.engines.base import OnExit
 from enginerouter.engines.child import Child, Tree, spawn
 from enginerouter.engines.directory import SlotDirectory
-from enginerouter.engines.ending import end_child, end_tree, signal_number
+from enginerouter.engines.ending import end_tree, end_wholly, signal_number, would_not_go
 from enginerouter.engines.enginelog import EngineLog, Mark
 from enginerouter.engines.launch import (
     CHOSEN_HOST,
-    CONTAINER_PORT_TIMEOUT_S,
     SAVE_AT_END_TIMEOUT_S,
     Launch,
     child_environment,
@@ -171,10 +169,7 @@ class GenericProcessEngine:
     async def _end(self, child: Child) -> None:
         child.is_stopping, child.is_asleep = True, False
         slot, timeout_s = child.launch.slot, stop_timeout_s(child.launch, self._settings.stop_timeout_s)
-        left = await end_child(child, self._settings.stop_signal, timeout_s, self._tasks)
-        if left:
-            raise self._would_not_go(slot, left)
-        await self._see_container_gone(child.launch)
+        await end_wholly(child, self._settings.stop_signal, timeout_s, self._tasks)
         child.close()
         if self._children.get(slot) is child:
             del self._children[slot]
@@ -275,46 +270,53 @@ class GenericProcessEngine:
         processes = await asyncio.to_thread(proctree.snapshot)
         boot = await asyncio.to_thread(proctree.boot_id)
         adopted: list[SlotId] = []
-        stuck: set[ProcessKey] = set()
+        failures: list[FreeFailed] = []
         for slot_text, raw in self._state.get(adoption.SECTION).items():
             if adoption.engine_of(slot_text) != self.name:
                 continue
-            record = adoption.parse_record(raw)
-            slot = SlotId(self.name, slot_text.partition("/")[2] or None)
-            if record is None or not adoption.is_same_process(record, boot, processes):
-                self._state.put_entry(adoption.SECTION, slot_text, None)
-                if record is not None and record.boot_id == boot and self._may_run_on(slot, record):
-                    log.info("engine %r: the container of an earlier router is ended", self.name)
-                    self._take_over(slot, record)
-                    stuck |= await self._end_taken_over(slot)
+            record, slot = adoption.parse_record(raw), adoption.slot_of(slot_text)
+            launch = await self._launched_before(slot, record) if record is not None else None
+            lives = record is not None and adoption.is_same_process(record, boot, processes)
+            # Its client may have died with the router, by one signal for a whole service; the container is not in that.
+            may_run_on = record is not None and record.boot_id == boot and launch is not None and launch.is_container
+            if record is None or launch is None or not (lives or may_run_on):
+                self._state.put_entry(adoption.SECTION, slot_text, None)  # the left-overs may be of it
                 continue
-            if not self._has(slot):  # a profile that is configured no more
-                self._state.put_entry(adoption.SECTION, slot_text, None)
-                stuck |= await self._end_marked(record.marker, record.leader)
-                continue
-            child = self._take_over(slot, record)
-            if child.launch.digest == record.digest and await self._was_asleep(child, raw):
+            child = self._take_over(launch, record)
+            is_as_configured = self._has(slot) and self._plan(slot, record.port).digest == record.digest
+            if lives and is_as_configured and await self._was_asleep(child, raw):
                 self._note_asleep(child, True)
                 log.info("engine %r: adopted process %d, which sleeps", self.name, record.pid)
                 continue
-            if child.launch.digest == record.digest and await self._is_fit(child):
+            if lives and is_as_configured and await self._is_fit(child):
                 child.is_ready = True
                 adopted.append(slot)
                 log.info("engine %r: adopted process %d, ready on port %d", self.name, record.pid, record.port)
                 continue
-            log.info("engine %r: process %d of an earlier router is ended", self.name, record.pid)
-            stuck |= await self._end_taken_over(slot)
-        stuck |= await self._end_leftovers(processes)
-        if stuck:
-            raise self._would_not_go(SlotId(self.name), stuck)
+            what = f"process {record.pid}" if lives else "the container"
+            log.info("engine %r: %s of an earlier router is ended", self.name, what)
+            try:
+                await self.end(slot)
+            except FreeFailed as error:
+                failures.append(error)
+        failures += await self._end_leftovers(processes)
+        for failure in failures[1:]:
+            log.error("%s", failure)
+        if failures:
+            raise failures[0]
         return adopted
 
-    def _may_run_on(self, slot: SlotId, record: LaunchRecord) -> bool:
-        """Its client may have died with the router, by one signal for a whole service; the container is not in that."""
-        return self._has(slot) and self._plan(slot, record.port).is_container
+    async def _launched_before(self, slot: SlotId, record: LaunchRecord) -> Launch | None:
+        """As it is configured, where that is the same launch still; else as its record has it, if it says that much."""
+        planned = self._plan(slot, record.port) if self._has(slot) else None
+        if record.ending is None or (planned is not None and planned.digest == record.digest):
+            return planned
+        env = await asyncio.to_thread(proctree.environment, record.leader)
+        if not env and planned is not None:
+            env = dict(planned.env)
+        return adoption.launch_on_record(slot, record, record.ending, env)
 
-    def _take_over(self, slot: SlotId, record: LaunchRecord) -> Child:
-        launch = self._plan(slot, record.port)
+    def _take_over(self, launch: Launch, record: LaunchRecord) -> Child:
         child = Child(launch, record.leader, record.marker, self._log(launch), Mark(record.log_offset), self._tasks)
         self._keep(child)
         return child
@@ -335,30 +337,21 @@ class GenericProcessEngine:
                 return await listens_there(child) is not False and not child.has_exited
         return False
 
-    async def _end_taken_over(self, slot: SlotId) -> set[ProcessKey]:
-        try:
-            await self.end(slot)
-        except FreeFailed as error:
-            left = await self._children[slot].tree.alive()
-            if not left:  # a container, which is in no tree of ours
-                raise
-            log.error("%s", error)
-            return left
-        return set()
-
-    async def _end_leftovers(self, processes: Snapshot) -> set[ProcessKey]:
+    async def _end_leftovers(self, processes: Snapshot) -> list[FreeFailed]:
         """Launches of ours that no record names: the router died between launch and record."""
         tracked = {child.tree.marker for child in self._children.values()}
-        stuck: set[ProcessKey] = set()
+        failures = []
         for marker, slot_text in adoption.leftover_markers(processes, self._state.router_id).items():
-            if adoption.engine_of(slot_text) == self.name and marker not in tracked:
-                stuck |= await self._end_marked(marker)
-        return stuck
+            if adoption.engine_of(slot_text) != self.name or marker in tracked:
+                continue
+            if left := await self._end_marked(marker):
+                failures.append(would_not_go(SlotId(self.name), left))
+        return failures
 
-    async def _end_marked(self, marker: str, *known: ProcessKey) -> set[ProcessKey]:
+    async def _end_marked(self, marker: str) -> set[ProcessKey]:
         log.info("engine %r: ending what an earlier launch left running", self.name)
         number = signal_number(self._settings.stop_signal)
-        return await end_tree(Tree(marker, known), number, self._settings.stop_timeout_s, self._tasks)
+        return await end_tree(Tree(marker), number, self._settings.stop_timeout_s, self._tasks)
 
     # --- for the directory ----------------------------------------------------------------------------------
 
@@ -410,15 +403,7 @@ class GenericProcessEngine:
                 cause="file_missing" if isinstance(error, FileNotFoundError) else None,
             ) from error
         self._keep(child)
-        record = LaunchRecord(
-            pid=child.leader.pid,
-            started=child.leader.started,
-            boot_id=proctree.boot_id(),
-            digest=launch.digest,
-            port=launch.port,
-            log_offset=child.mark.offset,
-            marker=marker,
-        )
+        record = adoption.record_of(launch, child.leader, proctree.boot_id(), child.mark.offset, marker)
         self._state.put_entry(adoption.SECTION, str(launch.slot), record.as_json())
         return child
 
@@ -456,26 +441,3 @@ class GenericProcessEngine:
         if not child.is_ready or not child.listeners:
             return False
         return await has_fallen_silent(child.launch, child.listeners, lambda: listens_there(child))
-
-    async def _see_container_gone(self, launch: Launch) -> None:
-        """The tree is gone. A port still open is somebody else's by now – but a container may live on."""
-        if not launch.is_container:
-            return
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CONTAINER_PORT_TIMEOUT_S):
-                while await asyncio.to_thread(ports.holder_of, launch.host, launch.port):  # noqa: ASYNC110
-                    await asyncio.sleep(0.1)
-                return
-        raise FreeFailed(
-            self.name,
-            f"engine {self.name!r}: its command has ended, but port {launch.port} is still open; "
-            "the container may be running on: correct `stop_cmd`, and stop the container by hand",
-        )
-
-    def _would_not_go(self, slot: SlotId, left: Collection[ProcessKey]) -> FreeFailed:
-        pids = ", ".join(str(key.pid) for key in sorted(left))
-        return FreeFailed(
-            self.name,
-            f"engine {str(slot)!r} would not stop: process {pids} is still there after being killed; "
-            "it may be stuck in a driver – look at the kernel log",
-        )

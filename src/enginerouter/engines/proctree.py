@@ -259,6 +259,15 @@ def stopped_state(leader: ProcessKey, listeners: Collection[int]) -> str | None:
     return None
 
 
+def environment(key: ProcessKey) -> dict[str, str]:
+    """What this process was given at its start; empty if it is gone, or not ours to look at."""
+    try:
+        found = psutil.Process(key.pid).environ()
+    except (psutil.Error, OSError):
+        return {}
+    return found if is_alive(key) else {}
+
+
 def command_line(pid: int) -> str:
     """For a message: what runs there, as one line."""
     try:

@@ -10,15 +10,19 @@ from types import MappingProxyType
 
 from enginerouter.config.engines import ApiSwap, EngineSettings, GenericProcess, Ollama, Remote, SystemdUnit
 from enginerouter.engines import adoption, proctree
+from enginerouter.engines.adoption import LaunchRecord
 from enginerouter.engines.api_swap import ApiSwapEngine
 from enginerouter.engines.base import Engine
-from enginerouter.engines.child import Tree
+from enginerouter.engines.child import Child, Tree
 from enginerouter.engines.directory import SlotDirectory
-from enginerouter.engines.ending import end_tree, signal_number
+from enginerouter.engines.ending import end_tree, end_wholly, signal_number, would_not_go
+from enginerouter.engines.enginelog import EngineLog, Mark
+from enginerouter.engines.launch import stop_timeout_s
 from enginerouter.engines.ollama import OllamaEngine
 from enginerouter.engines.process import GenericProcessEngine
 from enginerouter.engines.remote import RemoteEngine
 from enginerouter.engines.systemd_unit import SystemdUnitEngine
+from enginerouter.errors import FreeFailed
 from enginerouter.state import StateFile
 from enginerouter.tasks import TaskGroup
 
@@ -73,25 +77,48 @@ async def end_launches_of_removed_engines(state: StateFile, engines: Collection[
     """
     processes = await asyncio.to_thread(proctree.snapshot)
     boot = await asyncio.to_thread(proctree.boot_id)
-    leftovers = {
-        marker: (slot_text, Tree(marker))
-        for marker, slot_text in adoption.leftover_markers(processes, state.router_id).items()
-        if adoption.engine_of(slot_text) not in engines
-    }
-    for slot_text, raw in state.get(adoption.SECTION).items():
-        if adoption.engine_of(slot_text) in engines:
-            continue
-        record = adoption.parse_record(raw)
-        if record is not None and adoption.is_same_process(record, boot, processes):
-            leftovers[record.marker] = (slot_text, Tree(record.marker, {record.leader}))
-        state.put_entry(adoption.SECTION, slot_text, None)
+    markers = adoption.leftover_markers(processes, state.router_id)
+    leftovers = {m: slot_text for m, slot_text in markers.items() if adoption.engine_of(slot_text) not in engines}
+    ended = set(leftovers.values())
     tasks = TaskGroup()
     try:
-        for slot_text, tree in leftovers.values():
-            log.info("ending %r, launched by an earlier router for an engine that is gone", slot_text)
-            left = await end_tree(tree, signal_number("TERM"), _LEFTOVER_GRACE_S, tasks)
-            if left:
-                log.error("%r would not stop: processes %s", slot_text, sorted(key.pid for key in left))
+        for slot_text, raw in state.get(adoption.SECTION).items():
+            if adoption.engine_of(slot_text) in engines:
+                continue
+            record = adoption.parse_record(raw)
+            lives = record is not None and adoption.is_same_process(record, boot, processes)
+            if record is not None and (lives or (record.is_container and record.boot_id == boot)):
+                ended.add(slot_text)
+                leftovers.pop(record.marker, None)
+                if not await _end_removed(slot_text, record, tasks):
+                    continue
+            state.put_entry(adoption.SECTION, slot_text, None)
+        for marker, slot_text in leftovers.items():
+            await _end_removed(slot_text, marker, tasks)
     finally:
         await tasks.close()
-    return sorted({slot_text for slot_text, _tree in leftovers.values()})
+    return sorted(ended)
+
+
+async def _end_removed(slot_text: str, launched: LaunchRecord | str, tasks: TaskGroup) -> bool:
+    """End a launch, by its record or by its marker alone; False if something of it would not go, which is logged."""
+    log.info("ending %r, launched by an earlier router for an engine that is gone", slot_text)
+    slot = adoption.slot_of(slot_text)
+    try:
+        if isinstance(launched, LaunchRecord) and launched.ending is not None:
+            env = await asyncio.to_thread(proctree.environment, launched.leader)
+            launch = adoption.launch_on_record(slot, launched, launched.ending, env)
+            engine_log = EngineLog(launch.log_path)
+            child = Child(launch, launched.leader, launched.marker, engine_log, Mark(launched.log_offset), tasks)
+            try:
+                await end_wholly(child, "TERM", stop_timeout_s(launch, _LEFTOVER_GRACE_S), tasks)
+            finally:
+                child.close()
+        else:
+            tree = Tree(launched) if isinstance(launched, str) else Tree(launched.marker, {launched.leader})
+            if left := await end_tree(tree, signal_number("TERM"), _LEFTOVER_GRACE_S, tasks):
+                raise would_not_go(slot, left)
+    except FreeFailed as error:
+        log.error("%s", error)
+        return False
+    return True
