@@ -117,6 +117,10 @@ async def test_an_engine_whose_launch_has_changed_is_stopped_instead(
     engine = box.engine(*fake("--say", "new"))
     assert await engine.adopt() == []
     assert not is_alive(pid)
+    (ended,) = engine.take_ended()
+    assert (ended.slot, ended.pids) == (SLOT, {pid})
+    assert ended.held_bytes, "which has to come back before anything is started"
+    assert engine.take_ended() == []
     assert box.state.get("launches") == {}
     await box.close()
 
@@ -156,8 +160,10 @@ async def test_a_launch_without_a_record_is_found_by_its_marker_and_ended(
     pid = await launched_before("-", fake())
     (tmp_path / "state.json").write_text("{}")
     box = Box(tmp_path)
-    assert await box.engine(*fake()).adopt() == []
+    engine = box.engine(*fake())
+    assert await engine.adopt() == []
     assert not is_alive(pid)
+    assert [ended.pids for ended in engine.take_ended()] == [{pid}]
     await box.close()
 
 
@@ -194,7 +200,10 @@ async def test_what_a_removed_engine_left_running_is_ended(tmp_path: Path, launc
     engine = box.engine(*fake(), name="other")
     assert await engine.adopt() == []
     assert is_alive(pid)
-    assert await end_launches_of_removed_engines(box.state, ["other"]) == ["llama"]
+    (ended,) = await end_launches_of_removed_engines(box.state, ["other"])
+    assert ended.slot == SLOT
+    assert ended.pids == {pid}
+    assert ended.held_bytes
     assert not is_alive(pid)
     assert box.state.get("launches") == {}
     await box.close()

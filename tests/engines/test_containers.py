@@ -144,6 +144,7 @@ async def test_a_container_of_a_changed_engine_is_stopped_by_the_command_it_was_
     assert await later.adopt() == []
     assert not is_alive(inside)
     assert box.state.get("launches") == {}
+    assert [(ended.slot, ended.held_bytes) for ended in later.take_ended()] == [(SLOT, None)]
 
 
 async def test_a_container_of_an_engine_that_runs_without_one_now_is_stopped(box: Box) -> None:
@@ -184,7 +185,7 @@ async def test_the_container_of_a_removed_profile_is_stopped(
 
 async def test_the_container_of_a_removed_engine_is_stopped_with_the_environment_of_its_client(box: Box) -> None:
     inside = await left_behind(box)
-    assert await end_launches_of_removed_engines(box.state, []) == ["llama"]
+    assert [ended.slot for ended in await end_launches_of_removed_engines(box.state, [])] == [SLOT]
     assert not is_alive(inside)
     assert box.state.get("launches") == {}
 
@@ -194,7 +195,7 @@ async def test_the_container_of_a_removed_engine_is_stopped_although_its_client_
 ) -> None:
     monkeypatch.setenv("FAKE_DOCKER", str(box.folder))
     inside = await left_behind(box, client_lives=False)
-    assert await end_launches_of_removed_engines(box.state, []) == ["llama"]
+    assert [ended.slot for ended in await end_launches_of_removed_engines(box.state, [])] == [SLOT]
     assert not is_alive(inside)
 
 

@@ -14,6 +14,7 @@ import signal
 from collections.abc import Collection
 
 from enginerouter.engines import ports, proctree
+from enginerouter.engines.base import Ended
 from enginerouter.engines.child import Child, Tree, run_bounded, wait_gone
 from enginerouter.engines.launch import CONTAINER_PORT_TIMEOUT_S, KILL_TIMEOUT_S, Launch, child_environment
 from enginerouter.engines.proctree import ProcessKey
@@ -80,6 +81,13 @@ async def end_tree(tree: Tree, number: int, grace_s: float, tasks: TaskGroup) ->
         await asyncio.to_thread(proctree.kill_all, left)
         await wait_gone(left, tasks, _RESCAN_S)
     return set()
+
+
+async def ended_of(slot: SlotId, tree: Tree, *, is_container: bool) -> Ended:
+    """What is about to be ended. Of a container only the client is in the tree, and not its memory."""
+    keys = await tree.alive()
+    held = None if is_container else await asyncio.to_thread(proctree.held_bytes, keys)
+    return Ended(slot, held, frozenset(key.pid for key in keys))
 
 
 def would_not_go(slot: SlotId, left: Collection[ProcessKey]) -> FreeFailed:

@@ -17,10 +17,10 @@ from typing import Any
 from enginerouter.config.engines import EngineSettings, GenericProcess
 from enginerouter.engines import adoption, keepslots, ports, proctree, sleeping
 from enginerouter.engines.adoption import LaunchRecord
-from enginerouter.engines.base import OnExit
+from enginerouter.engines.base import Ended, OnExit
 from enginerouter.engines.child import Child, Tree, spawn
 from enginerouter.engines.directory import SlotDirectory
-from enginerouter.engines.ending import end_tree, end_wholly, signal_number, would_not_go
+from enginerouter.engines.ending import end_tree, end_wholly, ended_of, signal_number, would_not_go
 from enginerouter.engines.enginelog import EngineLog, Mark
 from enginerouter.engines.launch import (
     CHOSEN_HOST,
@@ -80,6 +80,7 @@ class GenericProcessEngine:
         self._children: dict[SlotId, Child] = {}
         self._ports: dict[SlotId, int] = {}
         self._logs: dict[Path, EngineLog] = {}
+        self._ended: list[Ended] = []
         self._on_exit: OnExit | None = None
         directory.add(self)
 
@@ -295,16 +296,23 @@ class GenericProcessEngine:
                 continue
             what = f"process {record.pid}" if lives else "the container"
             log.info("engine %r: %s of an earlier router is ended", self.name, what)
+            ended = await ended_of(slot, child.tree, is_container=launch.is_container)
             try:
                 await self.end(slot)
             except FreeFailed as error:
                 failures.append(error)
+            else:
+                self._ended.append(ended)
         failures += await self._end_leftovers(processes)
         for failure in failures[1:]:
             log.error("%s", failure)
         if failures:
             raise failures[0]
         return adopted
+
+    def take_ended(self) -> list[Ended]:
+        ended, self._ended = self._ended, []
+        return ended
 
     async def _launched_before(self, slot: SlotId, record: LaunchRecord) -> Launch | None:
         """As it is configured, where that is the same launch still; else as its record has it, if it says that much."""
@@ -344,8 +352,13 @@ class GenericProcessEngine:
         for marker, slot_text in adoption.leftover_markers(processes, self._state.router_id).items():
             if adoption.engine_of(slot_text) != self.name or marker in tracked:
                 continue
+            ended = await ended_of(adoption.slot_of(slot_text), Tree(marker), is_container=False)
+            if not ended.pids:
+                continue  # by its record, since the look at processes
             if left := await self._end_marked(marker):
-                failures.append(would_not_go(SlotId(self.name), left))
+                failures.append(would_not_go(ended.slot, left))
+            else:
+                self._ended.append(ended)
         return failures
 
     async def _end_marked(self, marker: str) -> set[ProcessKey]:
