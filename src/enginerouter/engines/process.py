@@ -451,6 +451,6 @@ class GenericProcessEngine:
 
     async def _is_silent(self, child: Child) -> bool:
         """Does it live on with nobody left who listens? Not of those whose listeners cannot be told."""
-        if not child.is_ready or not child.listeners:
+        if not child.is_ready or child.is_stopping or not child.listeners:
             return False
         return await has_fallen_silent(child.launch, child.listeners, lambda: listens_there(child))

@@ -122,6 +122,12 @@ def is_alive(key: ProcessKey) -> bool:
     return info is not None and info.key == key and info.is_alive
 
 
+def is_running(pid: int) -> bool:
+    """Whether anybody has this pid who is no zombie."""
+    info = read_process(pid, with_marker=False)
+    return info is not None and info.is_alive
+
+
 def members(processes: Snapshot, marker: str, known: Collection[ProcessKey]) -> set[ProcessKey]:
     """The tree of one launch: its marker, the sessions its living or unreaped members lead, their descendants.
 
