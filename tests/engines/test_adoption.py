@@ -16,9 +16,9 @@ import pytest
 from boxes import SCRIPTS, SLOT, Box, fake, is_alive
 
 from enginerouter.engines.adoption import LaunchRecord, RecordedEnding, is_same_process, parse_record
+from enginerouter.engines.left_running import end_launches_of_removed_engines
 from enginerouter.engines.ports import free_port
 from enginerouter.engines.proctree import ProcessInfo, ProcessKey, boot_id, snapshot
-from enginerouter.engines.registry import end_launches_of_removed_engines
 from enginerouter.slots import SlotId
 
 SRC = Path(__file__).parents[2] / "src"

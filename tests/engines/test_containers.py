@@ -13,8 +13,8 @@ import pytest
 from boxes import SCRIPTS, SLOT, Box, fake, is_alive
 
 from enginerouter.config.engines import Profile
+from enginerouter.engines.left_running import end_launches_of_removed_engines
 from enginerouter.engines.process import GenericProcessEngine
-from enginerouter.engines.registry import end_launches_of_removed_engines
 from enginerouter.errors import FreeFailed, PortTaken, StartFailed
 from enginerouter.slots import SlotId
 from llama import free_port

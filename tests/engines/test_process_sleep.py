@@ -49,7 +49,7 @@ def test_the_state_lies_beside_the_sleep_path() -> None:
 async def test_a_sleeper_that_has_closed_its_port_is_no_crash_and_is_restarted_when_it_is_wanted(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("enginerouter.engines.process.LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr("enginerouter.engines.children.LOOK_EVERY_S", 0.02)
     engine, pid = await asleep(box)
     port = int(engine.address(SLOT).rpartition(":")[2])
     os.kill(pid, signal.SIGUSR1)

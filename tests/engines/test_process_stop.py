@@ -281,7 +281,7 @@ async def test_an_engine_whose_script_outlives_it_is_a_crash_and_starts_again(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The shell waits for something else, and its dead child for the shell."""
-    monkeypatch.setattr("enginerouter.engines.process.LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("enginerouter.engines.children.LOOK_EVERY_S", 0.05)
     engine = box.engine("/bin/sh", "-c", f"{shlex.join(fake())} & sleep 1000")
     await engine.start(SLOT)
     up = int((await logged(engine, "up"))[1])
@@ -316,7 +316,7 @@ async def signalled(engine: GenericProcessEngine, number: int, *, opens: bool) -
 async def test_an_engine_that_lives_but_has_closed_its_port_is_a_crash_and_starts_again(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("enginerouter.engines.process.LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("enginerouter.engines.children.LOOK_EVERY_S", 0.05)
     engine = box.engine(*fake())
     await engine.start(SLOT)
     pid = await signalled(engine, signal.SIGUSR1, opens=False)
@@ -335,7 +335,7 @@ async def test_an_engine_that_opens_its_port_again_before_the_second_look_goes_o
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that reloads itself."""
-    monkeypatch.setattr("enginerouter.engines.process.LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr("enginerouter.engines.children.LOOK_EVERY_S", 0.02)
     engine = box.engine(*fake())
     seen: asyncio.Queue[bool] = asyncio.Queue()
 
@@ -346,7 +346,7 @@ async def test_an_engine_that_opens_its_port_again_before_the_second_look_goes_o
         seen.put_nowait(is_silent)
         return is_silent
 
-    monkeypatch.setattr("enginerouter.engines.process.has_fallen_silent", look)
+    monkeypatch.setattr("enginerouter.engines.children.has_fallen_silent", look)
     await engine.start(SLOT)
     for _ in range(2):
         await signalled(engine, signal.SIGUSR1, opens=False)
@@ -362,14 +362,14 @@ async def test_an_engine_that_finishes_its_answers_behind_a_closed_port_is_left_
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As servers do that were told to stop by somebody else."""
-    monkeypatch.setattr("enginerouter.engines.process.LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr("enginerouter.engines.children.LOOK_EVERY_S", 0.02)
     looks: asyncio.Queue[bool] = asyncio.Queue()
 
     async def look(*args: Any) -> bool:
         looks.put_nowait(is_silent := await has_fallen_silent(*args))
         return is_silent
 
-    monkeypatch.setattr("enginerouter.engines.process.has_fallen_silent", look)
+    monkeypatch.setattr("enginerouter.engines.children.has_fallen_silent", look)
     engine = box.engine(*fake("--hang"), ready_path=None)
     await engine.start(SLOT)
     _, writer = await asyncio.open_connection("127.0.0.1", int(engine.address(SLOT).rpartition(":")[2]))
@@ -385,7 +385,7 @@ async def test_an_engine_that_finishes_its_answers_behind_a_closed_port_is_left_
 
 
 async def test_an_adopted_engine_that_closes_its_port_is_a_crash(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("enginerouter.engines.process.LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("enginerouter.engines.children.LOOK_EVERY_S", 0.05)
     first = box.engine(*fake())
     await first.start(SLOT)
     await first.close()

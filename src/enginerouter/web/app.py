@@ -25,8 +25,9 @@ from enginerouter.config.model import Config, EngineSettings
 from enginerouter.engines.base import Engine
 from enginerouter.engines.directory import SlotDirectory
 from enginerouter.engines.discovery import Discovery
+from enginerouter.engines.left_running import end_launches_of_removed_engines
 from enginerouter.engines.ports import Holder, holder_of
-from enginerouter.engines.registry import build_engines, end_launches_of_removed_engines
+from enginerouter.engines.registry import build_engines
 from enginerouter.engines.served import is_process
 from enginerouter.errors import AlreadyRunning, CannotListen, ConfigError, FreeFailed, Problem
 from enginerouter.metrics import Registry
