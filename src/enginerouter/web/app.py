@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import logging
 import os
 import secrets
@@ -25,8 +26,9 @@ from enginerouter.config.source import see_file
 from enginerouter.engines.base import Engine
 from enginerouter.engines.directory import SlotDirectory
 from enginerouter.engines.discovery import Discovery
+from enginerouter.engines.left_running import end_launches_of_removed_engines
 from enginerouter.engines.ports import Holder, holder_of
-from enginerouter.engines.registry import build_engines, end_launches_of_removed_engines
+from enginerouter.engines.registry import build_engines
 from enginerouter.engines.served import is_process
 from enginerouter.errors import AlreadyRunning, CannotListen, ConfigError, FreeFailed, Problem
 from enginerouter.metrics import Registry
@@ -183,14 +185,14 @@ class Router:
         except OSError as error:
             raise CannotListen(self.config.host, self.config.port, await self._why_not(error)) from error
         self._surface.discovery.begin()
-        await end_launches_of_removed_engines(self.state, self.engines)
         await self._take_over()
         self._prober.begin()
         self._is_up.set()
 
     async def _take_over(self) -> None:
         """Whoever hangs, or is still loading, holds up its own lane and not the router's being there."""
-        self._taking_over = self._tasks.spawn(self.coordinator.start(), "take over what runs")
+        clear = functools.partial(end_launches_of_removed_engines, self.state, tuple(self.engines))
+        self._taking_over = self._tasks.spawn(self.coordinator.start(clear), "take over what runs")
         await asyncio.wait({self._taking_over}, timeout=TAKE_OVER_PATIENCE_S)
         if self._taking_over.done():
             self._taking_over.result()

@@ -1,6 +1,7 @@
 """A stand-in for an engine: standard library only and few imports, so that it starts in some 20 ms.
 
-Says `up PID` on stdout once it listens. Every request gets `--status` and `--body`.
+Says `up PID` on stdout once it listens. Every request gets `--status` and `--body`. SIGUSR1: it closes its port and
+lives on; SIGUSR2: it opens it again.
 """
 
 import argparse
@@ -88,6 +89,13 @@ def main() -> None:
 
 def serve(options: argparse.Namespace) -> None:
     listener = socket.create_server(("127.0.0.1", options.port), backlog=64)
+
+    def reopen(*_) -> None:
+        nonlocal listener
+        listener = socket.create_server(("127.0.0.1", options.port), backlog=64)
+
+    signal.signal(signal.SIGUSR1, lambda *_: listener.close())
+    signal.signal(signal.SIGUSR2, reopen)
     print(f"up {os.getpid()}", flush=True)
     started = time.monotonic()
     if options.die_after:
@@ -118,7 +126,11 @@ def serve(options: argparse.Namespace) -> None:
                 counts["open"] -= 1
 
     while True:
-        connection, _ = listener.accept()
+        try:
+            connection, _ = listener.accept()
+        except OSError:  # closed by a signal
+            time.sleep(0.01)
+            continue
         threading.Thread(target=answer, args=(connection,), daemon=True).start()
 
 
