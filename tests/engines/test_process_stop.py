@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 from boxes import SLOT, Box, fake, is_alive, logged
 
-from enginerouter.engines import ports, proctree
+from enginerouter.engines import ending, ports, proctree
 from enginerouter.engines.listening import has_fallen_silent
 from enginerouter.engines.ports import free_port
 from enginerouter.engines.process import GenericProcessEngine
 from enginerouter.errors import FreeFailed
+from enginerouter.slots import SlotId
 from loop_watch import loop_watch
 
 
@@ -64,6 +65,26 @@ async def test_an_engine_that_ignores_the_signal_is_killed_after_its_timeout(box
     before = time.monotonic()
     await engine.stop(SLOT)
     assert 0.4 <= time.monotonic() - before < 1.5
+    assert box.living() == set()
+
+
+async def test_a_llama_server_that_hangs_in_its_signal_handler_is_asked_again(
+    box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would keep its memory until it is killed, after `stop_timeout_s`. What a second signal means to others is not
+    known."""
+    monkeypatch.setattr(ending, "ASK_LLAMACPP_AGAIN_S", 0.2)
+    interpreter, *rest = fake("--ignore-first-term")
+    (tmp_path / "llama-server").symlink_to(interpreter)
+    engine = box.engine(str(tmp_path / "llama-server"), *rest, stop_timeout_s=30.0)
+    other = box.engine(interpreter, *rest, name="other", stop_timeout_s=0.6)
+    await asyncio.gather(engine.start(SLOT), other.start(SlotId("other")))
+    before = time.monotonic()
+    await engine.stop(SLOT)
+    assert time.monotonic() - before < 5
+    before = time.monotonic()
+    await other.stop(SlotId("other"))
+    assert time.monotonic() - before >= 0.6
     assert box.living() == set()
 
 

@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--hang-first", type=int, default=0, help="never answer the first N connections")
     parser.add_argument("--count", default="", help="file that gets the most connections open at once")
     parser.add_argument("--ignore-term", action="store_true")
+    parser.add_argument("--ignore-first-term", action="store_true", help="end at the second one")
     parser.add_argument("--say", default="", help="printed first")
     parser.add_argument("--exit", type=int, default=None, help="exit with this status after --delay")
     parser.add_argument("--kill-self", type=int, default=0, help="die by this signal after --delay")
@@ -47,6 +48,8 @@ def main() -> None:
     sys.stdout.flush()
     if options.exit_on_term:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    if options.ignore_first_term:
+        signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     if options.ignore_term:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if options.print_mb:
