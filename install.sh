@@ -384,6 +384,9 @@ uninstall() {
     elif [[ -e $venv ]]; then
         say "'$venv' was not made by this script, and stays"
     fi
+    if [[ -z ${ENGINEROUTER_VENV:-} ]] && is_empty_folder "$(dirname "$venv")"; then # made for it
+        try rmdir "$(dirname "$venv")"
+    fi
     say "removed; your configuration, state and logs stay in '$(dirname "$config")'"
 }
 

@@ -13,6 +13,7 @@ from test_config_invalid import INVALID
 
 from enginerouter.cli import check as cli_check
 from enginerouter.cli.check import check, schema
+from enginerouter.cli.main import main
 from enginerouter.config.reference import reference_text
 from enginerouter.config.schema import config_schema, schema_text
 from enginerouter.swap.amdgpu import Amdgpu
@@ -198,6 +199,29 @@ def test_check_warns_of_a_name_that_fences_keep_out_in_doubt(
         file.write_text(f"engines: {{near: {{type: ollama, base_url: 'http://{host}:11434'{more}}}}}\n{fence}\n")
         assert check(file) == 0
         assert ("ollama may be another machine" in capsys.readouterr().err) is is_warned
-    file.write_text(f"engines: {{near: {{type: ollama, base_url: 'http://192.0.2.7:11434'}}}}\n{safe}\n")
-    assert check(file) == 0
-    assert "192.0.2.7 is another machine, so what must stay on this one" in capsys.readouterr().err
+
+
+def test_what_must_stay_here_may_not_lead_to_an_address_of_another_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which addresses are this machine's own only it knows: what checks, serves and reloads here says the same."""
+    file = tmp_path / "config.yaml"
+    far = "engines: {far: {type: ollama, base_url: 'http://192.0.2.7:11434', holds_memory: false%s}}\naliases:\n%s\n"
+    chain = "  safe: {chain: [far/m], local_only: true}"
+    inner = "  safe: {chain: [inner], local_only: true}\n  inner: {chain: [far/m]}"
+    for more, aliases, is_wrong in (
+        ("", chain, True),
+        ("", inner, True),
+        ("", "  safe: {target: far/m, local_only: true}", True),
+        ("", "  'safe-*': {chain: [far/m], local_only: true}", True),
+        ("", "  safe: {chain: [far/m]}", False),
+        (", trust_local: true", chain, False),
+    ):
+        file.write_text(far % (more, aliases))
+        assert check(file) == is_wrong, aliases
+        said = capsys.readouterr().err
+        assert ("leads to engine 'far', and 192.0.2.7 is not this machine" in said) is is_wrong
+        assert (f"config error: {file}:3: aliases." in said) is is_wrong
+        if is_wrong:
+            assert main(["--config", str(file)]) == 1
+            assert "192.0.2.7 is not this machine" in capsys.readouterr().err

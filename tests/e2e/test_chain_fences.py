@@ -86,19 +86,25 @@ async def test_the_aliases_and_what_they_lead_to(make_router: MakeRouter) -> Non
             "best": {"chain": ("fast", "b"), "description": "what is there", "go_on_after_s": 3.0},
             "claude-*": {"chain": ("b",)},
             "dark": {"target": "b", "hidden": True},
+            "half": {"chain": ("nobody-has-it", "b")},
+            "none": "nor-this",
         },
         api_keys=(ApiKey(name="boss", key="boss", admin=True), ApiKey(name="guest", key="guest", models=("*a*",))),
     )
     found = {entry["id"]: entry for entry in (await router.get("/v1/aliases", **BOSS)).json["data"]}
-    assert list(found) == ["fast", "best", "claude-*", "dark"]
+    assert list(found) == ["fast", "best", "claude-*", "dark", "half", "none"]
     assert (found["fast"]["kind"], found["best"]["kind"]) == ("rename", "chain")
     assert found["best"]["targets"] == [
         {"target": "a/a", "engine": "a", "model": "a"},
         {"target": "b/b", "engine": "b", "model": "b"},
     ]
     assert (found["best"]["description"], found["best"]["go_on_after_s"]) == ("what is there", 3.0)
+    assert {name: entry["unknown"] for name, entry in found.items() if entry["unknown"]} == {
+        "half": ["nobody-has-it"],
+        "none": ["nor-this"],
+    }
     guest = (await router.get("/v1/aliases", Authorization="Bearer guest")).json["data"]
-    assert [entry["id"] for entry in guest] == ["fast", "claude-*"]
+    assert [entry["id"] for entry in guest] == ["fast", "claude-*", "half"]
     assert router.a.starts == router.b.starts == 0
 
 

@@ -54,7 +54,7 @@ BODIES = {
 
 @pytest.mark.parametrize("route", [route for route in ANSWERS if route != "POST /admin/reload"])
 async def test_an_answer_is_what_its_type_says(route: str, make_router: MakeRouter) -> None:
-    router = await make_router(aliases={"best": {"chain": ("a", "b")}})
+    router = await make_router(aliases={"best": {"chain": ("a", "gone", "b")}, "short": "a"})
     await router.load("a")
     method, path = route.split()
     if method == "GET":
@@ -79,6 +79,9 @@ async def test_a_status_of_everything_at_once_is_what_its_type_says(make_router:
     assert slots["b"]["start_circuit"]
     assert status["swaps"]
     assert misfits(status, ANSWERS["GET /status"]) == []
+    switching = (await router.get("/models/status")).json
+    assert switching["switching_to"]["model"] == "a"
+    assert misfits(switching, ANSWERS["GET /models/status"]) == []
     router.engines["a"].starting.open()
     assert (await asked).status == 200
 

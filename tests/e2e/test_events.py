@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from engine_server import ok
-from router_kit import CHAT, Client, MakeRouter, RouterUnderTest, chat, make_config
+from router_kit import CHAT, GIB, Client, MakeRouter, RouterUnderTest, chat, make_config
 
 from enginerouter.config.engines import Profile
 from enginerouter.config.load import load_text
 from enginerouter.config.model import ApiKey
+from enginerouter.errors import StartFailed
 from enginerouter.web import watching
 from enginerouter.web.surface import journals, log_files
 from enginerouter.web.telemetry import Record
@@ -53,6 +55,7 @@ async def watch(client: Client, key: str | None = None) -> Watcher:
     assert await client.head() == 200
     watcher = Watcher(client)
     assert (await watcher.next())[0] == "status"
+    assert (await watcher.next())[0] == "memory_history"
     return watcher
 
 
@@ -81,6 +84,37 @@ async def test_who_comes_later_is_told_of_the_last_swaps_and_requests(make_route
     async with router.client() as client:
         seen = await (await watch(client)).until("request", model="a")
     assert [data["target"] for name, data in seen if name == "swap"] == ["a"]
+
+
+async def test_why_a_swap_failed_is_told_to_admins(make_router: MakeRouter) -> None:
+    """In the event, now and remembered, and in `/status`: an engine's words may name what another key must not know."""
+    keys = (*KEYS, ApiKey(name="user", key="user"))
+    router = await make_router(api_keys=keys)
+    router.engines["a"].start_error = StartFailed("a", "engine 'a' exited with status 3: no such file /secret")
+    assert (await router.ask(chat("a"), headers={"Authorization": "Bearer boss"})).status == 502
+    for key, wanted in (("boss", "engine 'a' exited with status 3: no such file /secret"), ("user", None)):
+        async with router.client() as client:
+            _, swap = (await (await watch(client, key)).until("swap", target="a", result="failed"))[-1]
+        assert swap.get("error") == wanted
+        status = (await router.get("/status", Authorization=f"Bearer {key}")).json
+        assert status["last_swaps"]["a"]["error"] == wanted
+
+
+async def test_who_comes_later_is_told_how_much_memory_there_was(make_router: MakeRouter) -> None:
+    """Of what was read without a watcher: here around a swap that takes a third of it."""
+    router = await make_router(settles=True)
+    router.engines["a"].held = 20 * GIB
+    await router.load("a")
+    await router.get("/status")
+    async with router.client() as client:
+        await client.send("GET", "/events")
+        assert await client.head() == 200
+        _, told = (await Watcher(client).until("memory_history"))[-1]
+    assert abs(told["at"] - time.time()) < 5
+    times, readings = zip(*told["points"], strict=True)
+    assert list(times) == sorted(times)
+    assert told["at"] - 5 < times[0] <= times[-1] <= told["at"] + 0.1
+    assert (readings[0], readings[-1]) == (64 * GIB, 44 * GIB)
 
 
 async def test_a_key_sees_only_what_it_may_use(make_router: MakeRouter) -> None:

@@ -6,8 +6,9 @@ import asyncio
 from typing import Any
 
 import pytest
+import test_response_streams as response_streams
 from dialect_engines import CALL, ENGINES, SHAPED, THOUGHT, TOKENS_IN, TOKENS_OUT, VECTOR, error
-from engine_server import RST
+from engine_server import RST, sse
 from router_kit import MakeRouter
 from test_matrix import CELLS, NO_EMBEDDINGS, SOON, TEXT, cut_after, serving
 
@@ -61,6 +62,13 @@ async def test_errors_before_and_amid_an_answer(make_router: MakeRouter, client:
     router.engines["e"].server.script = cut_after(engine, 5, RST)
     [late] = await node.ask(client, router.url, {**CHAT, "stream": True})
     assert "broke off" in late["error"]
+
+
+async def test_the_stream_helper_reads_responses_that_their_engine_does_not_number(make_router: MakeRouter) -> None:
+    router = await serving(make_router, "openai")
+    router.engines["e"].server.script = sse(*response_streams.words())
+    [found] = await node.ask("openai", router.url, {"wish": "respond", "model": "m"})
+    assert found == {"text": response_streams.TEXT, "numbers": list(range(len(response_streams.words())))}
 
 
 @pytest.mark.parametrize("client", CLIENTS)

@@ -13,7 +13,7 @@ from engine_server import chunk, head
 from http_servers import OllamaDaemon, say
 from router_kit import MakeRouter, RouterUnderTest
 
-from enginerouter.config.engines import Ollama
+from enginerouter.config.engines import Ollama, Remote
 from enginerouter.config.model import ApiKey
 
 DIGEST = "sha256:" + "a" * 64
@@ -157,6 +157,47 @@ async def test_an_engine_s_own_path_does_not_get_past_the_gate(
         refused = await router.ask(post(model="llama3"), path=f"/upstream/o1{path}", method=method)
         assert (refused.status, "allow_destructive_ollama_api" in refused.error["message"]) == (403, True), method
     assert managed(*daemons) == []
+
+
+@pytest.mark.parametrize(
+    ("base", "path"),
+    [
+        ("/api", "/delete"),
+        ("/api", "/%64elete"),
+        ("/api", f"/blobs/{DIGEST}"),
+        ("/API", "/create"),
+        ("/%61pi", "/copy"),
+        ("/%2561pi", "/copy"),
+        ("/x/../api", "/push"),
+        ("//api", "/push"),
+        ("/ollama", "/api/delete"),
+        ("/ollama/api", "/delete"),
+        ("/api/delete", "/"),
+        ("", "/ollama/api/delete"),
+        ("", "/x%2fapi/delete"),
+    ],
+)
+async def test_nor_does_a_path_that_becomes_one_under_the_engine_s_base(
+    make_router: MakeRouter, daemons: Both, base: str, path: str
+) -> None:
+    http = [Remote(name="r", base_url=daemons[0].url + base)]
+    router = await make_router(("a",), http=http)
+    for method in METHODS:
+        refused = await router.ask(post(model="llama3"), path=f"/upstream/r{path}", method=method)
+        assert refused.status in (400, 403), method
+        assert refused.status == 400 or "allow_destructive_ollama_api" in refused.error["message"]
+    assert managed(*daemons) == daemons[0].calls == []
+
+
+async def test_an_engine_is_not_started_to_be_refused_and_what_only_looks_like_one_passes(
+    make_router: MakeRouter,
+) -> None:
+    router = await make_router({"a": {"base_url": "http://127.0.0.1:1/api"}})
+    assert (await router.ask(post(), path="/upstream/a/create")).status == 403
+    assert router.a.starts == 0
+    for path in ("/creates", "/v1/api-delete", "/apis/delete", "/v1/delete"):
+        assert (await router.ask(post(), path=f"/upstream/a{path}")).status == 200
+    assert len(router.a.server.received) == 4
 
 
 async def test_with_the_switch_on_an_engine_s_own_path_passes(make_router: MakeRouter, daemons: Both) -> None:

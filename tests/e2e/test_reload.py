@@ -282,6 +282,26 @@ async def test_a_file_that_is_missing_or_unreadable_changes_nothing(tmp_path: Pa
         assert await router.said_by("a") == before
 
 
+@pytest.mark.parametrize("what", ["manifest", "key_file", "tls_cert_file"])
+async def test_a_file_beside_it_that_is_a_pipe_holds_no_reload_up(tmp_path: Path, what: str):
+    """Nobody ever writes into it."""
+    async with from_file(tmp_path, {"a": process()}) as router:
+        before = await router.said_by("a")
+        os.mkfifo(pipe := tmp_path / "pipe")
+        if what == "manifest":
+            profiled = {"type": "generic_process", "start_cmd": ["x", "{model}", "{flags}", "{port}"], what: str(pipe)}
+            router.write({"a": process(), "b": profiled})
+        elif what == "key_file":
+            router.write(api_keys=[{"name": "k", what: str(pipe)}])
+        else:
+            router.write(tls_cert_file=str(pipe), tls_key_file=str(pipe))
+        async with asyncio.timeout(10):
+            answer = await router.reload()
+        assert answer.status == 422
+        assert "a pipe or a device, not a file" in answer.error["message"]
+        assert await router.said_by("a") == before
+
+
 async def test_what_is_wrong_with_the_file_is_for_admins(tmp_path: Path):
     keys: list[Any] = ["boss", {"name": "guest", "key": "g"}]
     async with from_file(tmp_path, {"a": process()}, api_keys=keys) as router:

@@ -209,3 +209,55 @@ async def test_a_stored_response_follows_the_fence_of_now_and_a_gone_engine_is_s
                 await router.get("/v1/responses/resp_1", **key),
             ):
                 assert (answer.status, answer.error["code"]) == (503, "no_longer_configured")
+
+
+async def test_a_stored_response_is_a_keys_only_while_it_may_name_what_made_it(tmp_path: Path) -> None:
+    key = {"Authorization": "Bearer k"}
+
+    def may(*models: str) -> list[dict[str, Any]]:
+        return [{"name": "k", "key": "k", "models": list(models)}, {"name": "boss", "key": "b", "admin": True}]
+
+    async with servers("cloud") as (cloud,):
+        engines = {"a": process("a"), "cloud": {**remote(cloud), "served_models": ["big"]}}
+        aliases = {"claude-*": "big", "best": {"chain": ["big", "a"]}}
+        async with from_file(tmp_path, engines, aliases=aliases, api_keys=may("*")) as router:
+
+            async def said(n: int) -> tuple[int, int]:
+                """How a look at the response ends, and one that goes on with it, which makes the next one."""
+                looked = await router.get(f"/v1/responses/resp_{n}", **key)
+                cloud.script = ok(b'{"id": "resp_%d", "object": "response", "output": []}' % (n + 10))
+                more = b'{"previous_response_id": "resp_%d", "input": "x"}' % n
+                return looked.status, (await router.ask(more, path="/v1/responses", headers=key)).status
+
+            for n, model in enumerate((b"big", b"claude-x", b"best", b"cloud/other")):
+                cloud.script = ok(b'{"id": "resp_%d", "object": "response", "output": []}' % n)
+                first = b'{"model": "%s", "input": "x"}' % model
+                assert (await router.ask(first, path="/v1/responses", headers=key)).status == 200
+                assert await said(n) == (200, 200)
+            for models, permitted in (
+                (("big",), [0]),
+                (("claude-x*",), [1]),
+                (("best",), [2]),
+                (("cloud/*",), [3]),
+                (("a",), []),
+            ):
+                router.write(engines, aliases=aliases, api_keys=may(*models))
+                assert (await router.reload(Authorization="Bearer b")).status == 200
+                for n in range(4):
+                    allowed = (200, 200) if n in permitted else (404, 404)
+                    assert await said(n) == allowed, (models, n)
+                    assert await said(n + 10) == allowed, (models, n, "and what was made by going on with it")
+
+
+async def test_a_reload_says_and_refuses_what_only_this_machine_can_tell(tmp_path: Path) -> None:
+    """As a check and a start do: 192.0.2.7 is none of its addresses."""
+    far = {"type": "ollama", "base_url": "http://192.0.2.7:11434"}
+    async with from_file(tmp_path, {"a": process()}) as router:
+        told = await router.rewrite({"a": process(), "far": far})
+        assert [w["path"] for w in told["warnings"]] == ["engines.far.base_url"]
+        assert "192.0.2.7 is not this machine" in told["warnings"][0]["message"]
+        router.write({"a": process(), "far": far}, aliases={"safe": {"chain": ["a", "far/m"], "local_only": True}})
+        refused = await router.reload()
+        assert refused.status == 422
+        assert [p["path"] for p in refused.error["problems"]] == ["aliases.safe.local_only"]
+        assert (await router.ask(chat("safe"))).status == 404, "the running one goes on"

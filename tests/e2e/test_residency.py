@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 import ollama
 import pytest
 from dialect_engines import ENGINES
-from http_servers import OllamaDaemon, say
+from engine_server import Script, ok
+from http_servers import OllamaDaemon, lines_of, say
 from router_kit import Answer, MakeRouter, RouterUnderTest, chat
 
 from enginerouter.config.engines import Ollama
@@ -25,8 +27,8 @@ async def ask(router: RouterUnderTest, path: str = "/api/generate", **body: Any)
     return await router.ask(json.dumps({"model": "a", **body}).encode(), path=path)
 
 
-async def serving(make_router: MakeRouter, **more: Any) -> RouterUnderTest:
-    router = await make_router({"a": more, "b": {}})
+async def serving(make_router: MakeRouter, settings: Mapping[str, Any] | None = None, **more: Any) -> RouterUnderTest:
+    router = await make_router({"a": more, "b": {}}, **(settings or {}))
     for engine in router.engines.values():
         engine.server.script = ENGINES["openai"]
     return router
@@ -122,6 +124,65 @@ async def test_a_load_that_fails_says_so(make_router: MakeRouter) -> None:
     assert "a has no model file" in answer.json["error"]
 
 
+SOON = {"commit_after_s": 0.02, "first_byte_commit_s": 0.02, "swap_keepalive_interval_s": 0.02}
+LOAD = {"/api/generate": {"prompt": ""}, "/api/chat": {"messages": []}}
+
+
+@pytest.mark.parametrize("path", LOAD)
+async def test_a_streamed_load_is_kept_alive_until_it_is_done(make_router: MakeRouter, path: str) -> None:
+    router = await serving(make_router, SOON)
+    await router.load("b")
+    router.a.starting.shut()
+    async with router.client() as client:
+        await client.send("POST", path, json.dumps({"model": "a", **LOAD[path]}).encode())
+        assert await client.head() == 200
+        assert client.header("content-type") == "application/x-ndjson"
+        waited = await client.until(b"  ")
+        router.a.starting.open()
+        raw, is_whole = await client.rest()
+    assert is_whole
+    assert waited.strip() == b""
+    (line,) = (waited + raw).splitlines()
+    assert (json.loads(line)["done_reason"], router.phase("a")) == ("load", Phase.READY)
+
+
+async def test_the_sdk_waits_for_a_streamed_load_and_hears_of_its_failure(make_router: MakeRouter) -> None:
+    router = await serving(make_router, SOON)
+    client = ollama.AsyncClient(router.url, trust_env=False)
+
+    async def load() -> list[str | None]:
+        return [part.done_reason async for part in await client.chat("a", [], stream=True)]
+
+    router.a.start_error = StartFailed("a", "a has no model file")
+    for outcome in ("fails", "loads"):
+        router.a.starting.shut()
+        router.a.starting.reached.clear()
+        loading = asyncio.ensure_future(load())
+        await router.a.starting.reached.wait()
+        await asyncio.sleep(0.06)
+        router.a.starting.open()
+        if outcome == "fails":
+            with pytest.raises(ollama.ResponseError, match="a has no model file") as said:
+                await loading
+            assert said.value.status_code == -1, "in the stream"
+            router.a.start_error = None
+        else:
+            assert await loading == ["load"]
+    await client.close()
+
+
+async def test_a_load_that_is_no_stream_gets_its_status_when_it_is_done(make_router: MakeRouter) -> None:
+    router = await serving(make_router, SOON)
+    router.a.start_error = StartFailed("a", "a has no model file")
+    router.a.starting.shut()
+    async with router.client() as client:
+        await client.send("POST", "/api/generate", b'{"model":"a","stream":false}')
+        await router.a.starting.reached.wait()
+        await asyncio.sleep(0.06)
+        router.a.starting.open()
+        assert await client.head() == 502
+
+
 async def test_an_ordinary_key_does_not_unload_what_is_pinned(make_router: MakeRouter) -> None:
     keys = (ApiKey(name="boss", key="boss", admin=True), ApiKey(name="guest", key="guest"))
     router = await make_router({"a": {"pin": True}}, api_keys=keys)
@@ -186,5 +247,44 @@ async def test_a_daemon_that_is_resident_is_told_itself(make_router: MakeRouter)
     await router.idle()
     assert router.phase("o") is Phase.READY
     assert daemon.called("POST /api/generate") == [{"model": "phi:3b", "keep_alive": 0}]
+    await router.stop()
+    await daemon.stop()
+
+
+LOADED = {"model": "phi:3b", "response": "", "done": True, "done_reason": "load"}
+
+
+@pytest.mark.parametrize(
+    ("told", "line", "is_whole"),
+    [
+        (say(LOADED), LOADED, True),
+        (ok(json.dumps(LOADED, indent=1).encode()), LOADED, True),
+        (lines_of(LOADED), LOADED, True),
+        (say({"error": "llama runner terminated"}, 500), {"error": "llama runner terminated"}, False),
+        (say({"error": "llama runner terminated"}), {"error": "llama runner terminated"}, False),
+        (ok(b"OK"), None, False),
+    ],
+)
+async def test_a_load_by_the_daemon_is_kept_alive_too(
+    make_router: MakeRouter, told: Script, line: Any, is_whole: bool
+) -> None:
+    daemon, slow = OllamaDaemon("llama3:latest", "phi:3b"), asyncio.Event()
+    await daemon.listen()
+    daemon.fails["POST /api/generate"] = [slow, *told]
+    router = await make_router({}, http=[Ollama(name="o", base_url=daemon.url, systemd_unit=None)], **SOON)
+    async with router.client() as client:
+        await client.send("POST", "/api/generate", b'{"model":"o/phi:3b"}')
+        assert await client.head() == 200
+        waited = await client.until(b"  ")
+        slow.set()
+        raw, was_whole = await client.rest()
+    (said,) = (waited + raw).decode().splitlines()
+    assert was_whole is is_whole
+    if line is None:
+        assert "no answer" in json.loads(said)["error"]
+    elif is_whole:
+        assert json.loads(said) == line
+    else:
+        assert json.loads(said)["error"] == line["error"]
     await router.stop()
     await daemon.stop()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,10 +18,11 @@ import pytest
 import yaml
 from engine_server import ok
 from reload_kit import from_file, process
-from router_kit import MakeRouter, RouterUnderTest
+from router_kit import MakeRouter, RouterUnderTest, chat
 
 from enginerouter.cli import routerctl, show
 from enginerouter.config.model import ApiKey
+from enginerouter.errors import StartFailed
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
@@ -84,7 +86,8 @@ async def test_general_options_may_follow_the_command(router: RouterUnderTest, m
 
 
 async def test_routing_is_told_in_tables(make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch) -> None:
-    router = await make_router(aliases={"best": {"chain": ("a", "b"), "description": "what fits"}})
+    aliases = {"best": {"chain": ("a", "b"), "description": "what fits"}, "old": {"chain": ("gone", "b")}}
+    router = await make_router(aliases=aliases)
     monkeypatch.setenv("ENGINEROUTER_URL", router.url)
 
     async def rows(*words: str) -> list[list[str]]:
@@ -93,6 +96,7 @@ async def test_routing_is_told_in_tables(make_router: MakeRouter, monkeypatch: p
         return [line.split() for line in ended.out.splitlines()]
 
     assert ["best", "chain", "a/a", "→", "b/b", "what", "fits"] in await rows("aliases")
+    assert ["old", "chain", "b/b", "not", "known", "now:", "gone"] in await rows("aliases")
     assert ["a", "healthy"] in await rows("health")
     explained = await rows("explain", "best")
     assert explained[0] == ["best", "would", "be", "served", "by", "a/a"]
@@ -148,6 +152,11 @@ async def test_status_tells_the_last_swaps_the_newest_first(router: RouterUnderT
     lines = (await ctl("status")).out.splitlines()
     rows = [line.split() for line in lines[lines.index("") + 1 :] if ":" in line]
     assert [(row[0], row[2], row[-1]) for row in rows] == [("b", "ok", "a"), ("a", "ok", rows[1][-1])]
+
+
+async def test_status_says_why_the_last_swap_did_not_end_well() -> None:
+    swapped = {"result": "failed", "total_s": 1.0, "error": "unit heavy cannot be stopped"}
+    assert show.status({"last_swaps": {"a": swapped}})[-1] == "swap to a: unit heavy cannot be stopped"
 
 
 async def test_the_queue_says_whose_requests_wait_and_since_when() -> None:
@@ -297,6 +306,20 @@ async def test_watch_prints_what_happens_until_the_router_ends(router: RouterUnd
     assert "a: cold → " in ended.out
     assert "swap to a: ok in" in ended.out
     assert "a → a/a openai 200" in ended.out
+
+
+async def test_watch_and_status_say_why_a_swap_failed(router: RouterUnderTest) -> None:
+    why = "engine 'a' exited with status 3: \x1b[2Jno such file"
+    router.engines["a"].start_error = StartFailed("a", why)
+    assert (await router.ask(chat("a"))).status == 502
+    status = (await ctl("--url", router.url, "status")).out
+    shown = why.replace("\x1b", "\\x1b")
+    assert status.count(shown) == 1, "with the failed starts"
+    watching = asyncio.ensure_future(ctl("watch"))
+    await router.until(lambda: len(router.router.telemetry.hub) == 1)
+    await router.stop()
+    said = (await watching).out
+    assert re.search(rf"swap to a: failed in .*: {re.escape(shown)}", said)
 
 
 async def test_watch_tells_the_past_in_its_order_and_with_its_times(router: RouterUnderTest) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_server import FakeEngineServer, event, ok, sse
+from engine_server import FakeEngineServer, event, ok, sse, usual
 from http_servers import HANGS, LM_STUDIO, LmStudio, OllamaDaemon, Provider, say
 from router_kit import GIB, MakeRouter, RouterUnderTest, chat
 
@@ -135,6 +135,104 @@ async def test_a_stranger_at_the_port_of_a_server_stops_no_other_engine(
         assert "not the server that is configured" in said, model
         assert url in said
     assert router.phase("a") is Phase.READY, "nothing was evicted for them"
+
+
+ANYBODY: dict[str, Callable[[Any], Any]] = {
+    "[]": lambda _: say([]),
+    "{}": lambda _: say({}),
+    "ok": lambda _: ok(b"ok", headers=[("Content-Type", "text/plain")]),
+    "nothing": lambda _: ok(b""),
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "LM Studio": LM_STUDIO,
+    "TabbyAPI": {
+        "health_path": "/health", "load_path": "/v1/model/load", "unload_path": "/v1/model/unload",
+        "loaded_path": "/v1/model", "loaded_models_key": "", "loaded_name_key": "id",
+    },
+    "LocalAI": {
+        "health_path": "/readyz", "load_path": "/backend/load", "unload_path": "/backend/shutdown",
+        "loaded_path": "/system", "loaded_models_key": "loaded_models", "loaded_name_key": "id",
+    },
+    "some other": {
+        "health_path": "/v1/models", "load_path": "/load", "unload_path": "/unload", "loaded_path": "/loaded",
+    },
+    "another that lists all with their state": {
+        "health_path": "/v1/models", "load_path": "/load", "unload_path": "/unload", "loaded_path": "/loaded",
+        "loaded_models_key": "data", "loaded_name_key": "id", "loaded_filter": "state==loaded",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("said", ANYBODY)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_answer_that_anybody_may_give_is_not_taken_for_nothing_loaded(
+    make_router: MakeRouter, stranger: FakeEngineServer, kind: str, said: str
+) -> None:
+    """The resident was evicted for it, and the client waited for the whole of `load_timeout_s`."""
+    stranger.script = ANYBODY[said]
+    url = f"http://127.0.0.1:{stranger.port}"
+    engine = ApiSwap(name="x", base_url=url, served_models=("qwen",), unload_timeout_s=0.4, **KINDS[kind])
+    router = await make_router(("a",), http=[engine])
+    await router.load("a")
+    words = await told(router, "qwen")
+    assert "not the server that is configured: asked what is loaded" in words
+    assert url + str(KINDS[kind]["loaded_path"]) in words
+    assert said in words
+    assert router.phase("a") is Phase.READY, "nothing was evicted for it"
+
+
+async def test_an_empty_list_of_a_server_that_has_the_model_is_an_empty_list(
+    make_router: MakeRouter, stranger: FakeEngineServer
+) -> None:
+    loaded: list[str] = []
+
+    def script(received: Any) -> Any:
+        if received.target == "/load":
+            loaded.append("qwen")
+        if received.target == "/v1/models":
+            return say({"data": [{"id": "org/qwen"}]})
+        return (
+            say(loaded)
+            if received.target == "/loaded"
+            else say({})
+            if received.target == "/load"
+            else usual("x")(received)
+        )
+
+    stranger.script = script
+    url = f"http://127.0.0.1:{stranger.port}"
+    engine = ApiSwap(name="x", base_url=url, served_models=("qwen",), unload_timeout_s=0.4, **KINDS["some other"])
+    router = await make_router((), http=[engine])
+    assert (await router.ask(chat("qwen"))).text == "x serves qwen"
+
+
+async def test_a_bare_list_is_believed_where_it_is_configured_so(
+    make_router: MakeRouter, stranger: FakeEngineServer
+) -> None:
+    loaded: list[str] = []
+
+    def script(received: Any) -> Any:
+        if received.target == "/load":
+            loaded.append("qwen")
+        return usual("x")(received) if "chat" in received.target else say(loaded)
+
+    stranger.script = script
+    url = f"http://127.0.0.1:{stranger.port}"
+    settings = {**KINDS["some other"], "loaded_models_key": "", "unload_timeout_s": 0.4}
+    router = await make_router((), http=[ApiSwap(name="x", base_url=url, served_models=("qwen",), **settings)])
+    assert (await router.ask(chat("qwen"))).text == "x serves qwen"
+
+
+@pytest.mark.parametrize("said", ["[]", "ok", "nothing"])
+async def test_a_load_that_is_answered_as_no_such_server_does_is_refused_at_once(
+    make_router: MakeRouter, lms: LmStudio, said: str
+) -> None:
+    lms.fails["POST /api/v1/models/load"] = ANYBODY[said](None)
+    router = await make_router((), http=[lm_studio(lms.url)])
+    words = await told(router, "qwen")
+    assert f"asked to load 'qwen', {lms.url}/api/v1/models/load answered 200" in words
+    assert "LM Studio" in words
+    assert said in words
 
 
 async def test_a_server_in_trouble_when_the_router_starts_is_not_started_on_top_of(

@@ -11,13 +11,14 @@ import anthropic
 import pytest
 from chain_kit import refused
 from dialect_engines import ENGINES, NDJSON_HEAD, TOKENS_IN, TOKENS_OUT, VECTOR, error, ndjson
-from engine_server import DONE, RST, SSE_HEAD, Received, Script, chunk, chunked, event, head, ok, sse
+from engine_server import DONE, RST, SSE_HEAD, FakeEngineServer, Received, Script, chunk, chunked, event, head, ok, sse
 from http_servers import say
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from router_kit import CHAT, Answer, MakeRouter, RouterUnderTest, chat
 from test_any_body import run
 
+from enginerouter.config.engines import Remote
 from enginerouter.config.model import ApiKey, Cache
 
 HI = [{"role": "user", "content": "hi"}]
@@ -121,6 +122,33 @@ async def test_a_gap_is_filled_by_the_path_that_looks_at_what_follows(
     assert "c" in (received.json.get("suffix"), received.json.get("input_suffix"))
     if path == "/infill":
         assert [(line["response"], line["done"]) for line in lines(answer)] == [("b", False), ("", True)]
+
+
+@pytest.mark.parametrize(
+    ("owner", "base", "path"),
+    [("llamacpp", "", "/infill"), ("llamacpp", "/v1", "/v1/completions"), ("vllm", "", "/v1/completions")],
+)
+async def test_a_server_that_calls_itself_llama_cpp_fills_gaps_like_one(
+    make_router: MakeRouter, owner: str, base: str, path: str
+) -> None:
+    server = FakeEngineServer()
+
+    def script(received: Received) -> Script:
+        if received.method == "GET":
+            return say({"data": [{"id": "m", "object": "model", "owned_by": owner}]})
+        return sse(b'data: {"content": "b", "stop": true, "stop_type": "eos"}\n\n')
+
+    server.script = script
+    await server.listen()
+    remote = Remote(name="r", base_url=f"http://127.0.0.1:{server.port}{base}", discover_models=True)
+    router = await make_router(("a",), http=[remote])
+    body = json.dumps({"model": "m", "prompt": "a", "suffix": "c", "raw": True}).encode()
+    await router.ask(body, path="/api/generate")
+    assert server.received[-1].target == path
+    [target] = (await router.ask(body, path="/admin/explain?path=/api/generate")).json["targets"]
+    assert target["path"] == path
+    await router.stop()
+    await server.stop()
 
 
 async def test_the_anthropic_sdk_finds_the_id_of_a_request(make_router: MakeRouter) -> None:

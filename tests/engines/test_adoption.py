@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import signal
@@ -14,10 +15,10 @@ from pathlib import Path
 import pytest
 from boxes import SCRIPTS, SLOT, Box, fake, is_alive
 
-from enginerouter.engines.adoption import LaunchRecord, is_same_process, parse_record
+from enginerouter.engines.adoption import LaunchRecord, RecordedEnding, is_same_process, parse_record
+from enginerouter.engines.left_running import end_launches_of_removed_engines
 from enginerouter.engines.ports import free_port
 from enginerouter.engines.proctree import ProcessInfo, ProcessKey, boot_id, snapshot
-from enginerouter.engines.registry import end_launches_of_removed_engines
 from enginerouter.slots import SlotId
 
 SRC = Path(__file__).parents[2] / "src"
@@ -116,7 +117,30 @@ async def test_an_engine_whose_launch_has_changed_is_stopped_instead(
     engine = box.engine(*fake("--say", "new"))
     assert await engine.adopt() == []
     assert not is_alive(pid)
+    (ended,) = engine.take_ended()
+    assert (ended.slot, ended.pids) == (SLOT, {pid})
+    assert ended.held_bytes, "which has to come back before anything is started"
+    assert engine.take_ended() == []
     assert box.state.get("launches") == {}
+    await box.close()
+
+
+async def test_an_engine_whose_launch_has_changed_is_stopped_in_its_own_way_and_folder(tmp_path: Path) -> None:
+    first, (old, new) = Box(tmp_path), (tmp_path / "old", tmp_path / "new")
+    old.mkdir()
+    new.mkdir()
+    engine = first.engine(
+        *fake(), cwd=Path("old"), stop_cmd=("/bin/sh", "-c", "touch asked-$PORT; exit 1"), env={"PORT": "{port}"}
+    )
+    await engine.start(SLOT)
+    pid, port = engine.pid(SLOT), engine.address(SLOT).rpartition(":")[2]
+    await engine.close()
+    await first.state.close()
+    box = Box(tmp_path)
+    assert await box.engine(*fake(), cwd=Path("new"), stop_cmd=("/bin/sh", "-c", "touch wrong")).adopt() == []
+    assert not is_alive(pid or 0)
+    assert [path.name for path in old.iterdir()] == [f"asked-{port}"]
+    assert list(new.iterdir()) == []
     await box.close()
 
 
@@ -136,8 +160,10 @@ async def test_a_launch_without_a_record_is_found_by_its_marker_and_ended(
     pid = await launched_before("-", fake())
     (tmp_path / "state.json").write_text("{}")
     box = Box(tmp_path)
-    assert await box.engine(*fake()).adopt() == []
+    engine = box.engine(*fake())
+    assert await engine.adopt() == []
     assert not is_alive(pid)
+    assert [ended.pids for ended in engine.take_ended()] == [{pid}]
     await box.close()
 
 
@@ -174,7 +200,10 @@ async def test_what_a_removed_engine_left_running_is_ended(tmp_path: Path, launc
     engine = box.engine(*fake(), name="other")
     assert await engine.adopt() == []
     assert is_alive(pid)
-    assert await end_launches_of_removed_engines(box.state, ["other"]) == ["llama"]
+    (ended,) = await end_launches_of_removed_engines(box.state, ["other"])
+    assert ended.slot == SLOT
+    assert ended.pids == {pid}
+    assert ended.held_bytes
     assert not is_alive(pid)
     assert box.state.get("launches") == {}
     await box.close()
@@ -205,7 +234,18 @@ async def test_a_record_of_garbage_is_dropped(box: Box) -> None:
 
 # --- the decisions ----------------------------------------------------------------------------------------
 
-RECORD = LaunchRecord(pid=77, started=5, boot_id="b", digest="d", port=8080, log_offset=0, marker="r:llama:t")
+RECORD = LaunchRecord(
+    pid=77,
+    started=5,
+    boot_id="b",
+    digest="d",
+    port=8080,
+    log_offset=0,
+    marker="r:llama:t",
+    ending=RecordedEnding(
+        stop_argv=("docker", "stop", "box"), cwd="/models", host="::1", log_path="/l.log", is_container=True
+    ),
+)
 
 
 def process(state: str = "S", started: int = 5) -> dict[int, ProcessInfo]:
@@ -217,11 +257,27 @@ def test_a_record_is_read_back_as_it_was_written() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"pid": True}, {"pid": -1}, {"port": 0}, {"port": 70000}, {"marker": None}, {"started": 1.5}]
+    "change",
+    [
+        {"pid": True},
+        {"pid": -1},
+        {"port": 0},
+        {"port": 70000},
+        {"marker": None},
+        {"started": 1.5},
+        {"ending": 1},
+        {"ending": {}},
+        {"ending": {**RECORD.as_json()["ending"], "stop_argv": [1]}},
+    ],
 )
 def test_a_damaged_record_is_none(change: dict[str, object]) -> None:
     assert parse_record(RECORD.as_json() | change) is None
     assert parse_record([1]) is None
+
+
+def test_a_record_of_a_router_that_did_not_note_how_to_end_it_is_read() -> None:
+    old = {name: value for name, value in RECORD.as_json().items() if name != "ending"}
+    assert parse_record(old) == dataclasses.replace(RECORD, ending=None)
 
 
 def test_a_process_is_the_same_only_in_the_same_boot_with_the_same_start() -> None:

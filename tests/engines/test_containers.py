@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 from boxes import SCRIPTS, SLOT, Box, fake, is_alive
 
+from enginerouter.config.engines import Profile
+from enginerouter.engines.left_running import end_launches_of_removed_engines
 from enginerouter.engines.process import GenericProcessEngine
 from enginerouter.errors import FreeFailed, PortTaken, StartFailed
+from enginerouter.slots import SlotId
 from llama import free_port
 
 
@@ -115,10 +118,104 @@ async def test_a_container_whose_client_died_with_the_router_is_stopped_and_not_
     assert container(box.folder) != inside
 
 
+async def left_behind(box: Box, *, client_lives: bool = True, **more: object) -> int:
+    """A container of a router that is gone; its process."""
+    engine = contained(box, **more)
+    slot = SlotId("llama", "one") if "profiles" in more else SLOT
+    await engine.start(slot)
+    client, inside = engine.pid(slot), container(box.folder)
+    await engine.close()
+    while client is not None and not client_lives and is_alive(client):
+        os.kill(client, signal.SIGKILL)
+        await asyncio.sleep(0.01)
+    return inside
+
+
+@pytest.mark.parametrize("client_lives", [True, False])
+async def test_a_container_of_a_changed_engine_is_stopped_by_the_command_it_was_launched_with(
+    box: Box, client_lives: bool
+) -> None:
+    inside = await left_behind(box, client_lives=client_lives)
+    docker = str(SCRIPTS / "docker")
+    address = f"http://127.0.0.1:{free_port()}"
+    command = (docker, "run", "--name", "other", "image", *fake())
+    env = {"FAKE_DOCKER": str(box.folder)}
+    later = box.engine(*command, base_url=address, stop_cmd=(docker, "stop", "other"), env=env)
+    assert await later.adopt() == []
+    assert not is_alive(inside)
+    assert box.state.get("launches") == {}
+    assert [(ended.slot, ended.held_bytes) for ended in later.take_ended()] == [(SLOT, None)]
+
+
+async def test_a_container_of_an_engine_that_runs_without_one_now_is_stopped(box: Box) -> None:
+    inside = await left_behind(box)
+    assert await box.engine(*fake()).adopt() == []
+    assert not is_alive(inside)
+
+
+async def test_a_corrected_stop_command_is_used_for_what_is_launched_as_before(box: Box) -> None:
+    """Whoever is told to correct it must not meet the old one again."""
+    engine = contained(box, stop=("stop", "another"))
+    await engine.start(SLOT)
+    inside = container(box.folder)
+    await engine.close()
+    docker = str(SCRIPTS / "docker")
+    settings = engine._settings
+    later = box.engine(
+        *settings.start_cmd, base_url=settings.base_url, stop_cmd=(docker, "stop", "box"), env=settings.env
+    )
+    assert await later.adopt() == [SLOT]
+    await later.stop(SLOT)
+    assert not is_alive(inside)
+
+
+@pytest.mark.parametrize("client_lives", [True, False])
+async def test_the_container_of_a_removed_profile_is_stopped(
+    box: Box, monkeypatch: pytest.MonkeyPatch, client_lives: bool
+) -> None:
+    monkeypatch.setenv("FAKE_DOCKER", str(box.folder))  # what its client had is known only while that lives
+    model = box.folder / "m.gguf"
+    model.touch()
+    inside = await left_behind(box, client_lives=client_lives, profiles={"one": Profile(id="one", model=model)})
+    later = contained(box, profiles={"two": Profile(id="two", model=model)})
+    assert await later.adopt() == []
+    assert not is_alive(inside)
+    assert box.state.get("launches") == {}
+
+
+async def test_the_container_of_a_removed_engine_is_stopped_with_the_environment_of_its_client(box: Box) -> None:
+    inside = await left_behind(box)
+    assert [ended.slot for ended in await end_launches_of_removed_engines(box.state, [])] == [SLOT]
+    assert not is_alive(inside)
+    assert box.state.get("launches") == {}
+
+
+async def test_the_container_of_a_removed_engine_is_stopped_although_its_client_is_gone(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_DOCKER", str(box.folder))
+    inside = await left_behind(box, client_lives=False)
+    assert [ended.slot for ended in await end_launches_of_removed_engines(box.state, [])] == [SLOT]
+    assert not is_alive(inside)
+
+
+async def test_the_container_of_a_removed_engine_that_runs_on_is_told_and_not_forgotten(
+    box: Box, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("enginerouter.engines.ending.CONTAINER_PORT_TIMEOUT_S", 0.3)
+    inside = await left_behind(box, client_lives=False, stop=("stop", "another"))
+    await end_launches_of_removed_engines(box.state, [])
+    assert "the container may be running on" in caplog.text
+    assert "llama" in box.state.get("launches"), "the next start of the router tries it again"
+    os.kill(inside, signal.SIGKILL)
+    while is_alive(inside):
+        await asyncio.sleep(0.01)
+
+
 async def test_a_container_of_an_earlier_router_that_will_not_stop_is_told_and_not_forgotten(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("enginerouter.engines.process.CONTAINER_PORT_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("enginerouter.engines.ending.CONTAINER_PORT_TIMEOUT_S", 0.3)
     engine = contained(box, stop=("stop", "another"))
     await engine.start(SLOT)
     client, inside = engine.pid(SLOT), container(box.folder)
@@ -140,7 +237,7 @@ async def test_a_container_of_an_earlier_router_that_will_not_stop_is_told_and_n
 
 
 async def test_a_stop_command_that_names_another_container_is_told(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("enginerouter.engines.process.CONTAINER_PORT_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("enginerouter.engines.ending.CONTAINER_PORT_TIMEOUT_S", 0.3)
     engine = contained(box, "--ignore-term", stop=("stop", "another"), stop_timeout_s=0.1)
     monkeypatch.setattr("enginerouter.engines.launch._CONTAINER_GRACE_S", -4.8)
     await engine.start(SLOT)

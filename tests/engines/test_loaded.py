@@ -92,6 +92,33 @@ def test_what_is_not_surely_a_list_of_running_models_is_an_error(document: Any) 
         ollama_running(said(document))
 
 
+@pytest.mark.parametrize(
+    "load_path",
+    [
+        "/api/v1/models/load",
+        "/v1/model/load",
+        "/below/v1/model/load?x=1",
+        "/backend/load",
+        "/api/v1/load",
+        "/v1/internal/model/load",
+        "/models/load",
+    ],
+)
+def test_a_bare_list_is_none_of_a_server_that_is_known_to_send_objects(load_path: str) -> None:
+    for document in ([], ["a"], "ok", b"ok", {}):
+        with pytest.raises(ControlFailed) as refused:
+            loaded(document, load_path=load_path, loaded_models_key="", loaded_name_key="id")
+        assert refused.value.is_mistaken
+    assert loaded([], load_path="/load") == []
+
+
+def test_an_object_that_says_nothing_is_no_list_whatever_is_filtered() -> None:
+    with pytest.raises(
+        ControlFailed, match=r"asked what is loaded, http://x/list answered '\{\}', without 'data' or 'id'"
+    ):
+        loaded({}, loaded_models_key="data", loaded_name_key="id", loaded_filter="state==loaded")
+
+
 def test_every_form_of_a_catalogue_is_read_and_names_that_cannot_be_names_are_left_out() -> None:
     entries = [{"id": "a"}, {"name": "b"}, "c", {"key": "d"}, {"id": " e"}, {"id": "f\n"}, {"size": 1}, {"id": "a"}]
     for document in (entries, {"data": entries}, {"models": entries}):

@@ -12,6 +12,7 @@ import pytest
 from boxes import SCRIPTS, SLOT, Box, is_alive
 
 from enginerouter.config.engines import Profile
+from enginerouter.engines import ports
 from enginerouter.engines.process import GenericProcessEngine
 from enginerouter.engines.sleeping import state_path
 from enginerouter.slots import SlotId
@@ -43,6 +44,23 @@ async def asleep(box: Box, lie: str = "", *more: str, **settings: object) -> tup
 def test_the_state_lies_beside_the_sleep_path() -> None:
     assert state_path("/sleep?level=1") == "/is_sleeping"
     assert state_path("/prefix/sleep") == "/prefix/is_sleeping"
+
+
+async def test_a_sleeper_that_has_closed_its_port_is_no_crash_and_is_restarted_when_it_is_wanted(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("enginerouter.engines.children.LOOK_EVERY_S", 0.02)
+    engine, pid = await asleep(box)
+    port = int(engine.address(SLOT).rpartition(":")[2])
+    os.kill(pid, signal.SIGUSR1)
+    while ports.listeners(port):
+        await asyncio.sleep(0.002)
+    await asyncio.sleep(0.15)  # several looks
+    assert engine.asleep() == [SLOT]
+    assert box.crashes.empty()
+    await engine.start(SLOT)
+    assert engine.pid(SLOT) != pid
+    assert not is_alive(pid)
 
 
 @pytest.mark.parametrize("lie", ["", "no-state"])

@@ -353,7 +353,7 @@ async def test_a_log_that_cannot_be_written_is_a_failed_start(box: Box) -> None:
 async def test_a_hundred_megabytes_of_output_block_nobody_and_are_cut(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("enginerouter.engines.process.LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("enginerouter.engines.children.LOOK_EVERY_S", 0.05)
     engine = box.engine(*fake("--print-mb", "100"))
     await engine.start(SLOT)
     path = box.folder / "logs" / "engines" / "llama.log"

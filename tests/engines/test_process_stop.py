@@ -10,13 +10,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from boxes import SLOT, Box, fake, is_alive, logged
 
-from enginerouter.engines import ports, proctree
+from enginerouter.engines import ending, ports, proctree
+from enginerouter.engines.listening import has_fallen_silent
 from enginerouter.engines.ports import free_port
+from enginerouter.engines.process import GenericProcessEngine
 from enginerouter.errors import FreeFailed
+from enginerouter.slots import SlotId
 from loop_watch import loop_watch
 
 
@@ -61,6 +65,26 @@ async def test_an_engine_that_ignores_the_signal_is_killed_after_its_timeout(box
     before = time.monotonic()
     await engine.stop(SLOT)
     assert 0.4 <= time.monotonic() - before < 1.5
+    assert box.living() == set()
+
+
+async def test_a_llama_server_that_hangs_in_its_signal_handler_is_asked_again(
+    box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would keep its memory until it is killed, after `stop_timeout_s`. What a second signal means to others is not
+    known."""
+    monkeypatch.setattr(ending, "ASK_LLAMACPP_AGAIN_S", 0.2)
+    interpreter, *rest = fake("--ignore-first-term")
+    (tmp_path / "llama-server").symlink_to(interpreter)
+    engine = box.engine(str(tmp_path / "llama-server"), *rest, stop_timeout_s=30.0)
+    other = box.engine(interpreter, *rest, name="other", stop_timeout_s=0.6)
+    await asyncio.gather(engine.start(SLOT), other.start(SlotId("other")))
+    before = time.monotonic()
+    await engine.stop(SLOT)
+    assert time.monotonic() - before < 5
+    before = time.monotonic()
+    await other.stop(SlotId("other"))
+    assert time.monotonic() - before >= 0.6
     assert box.living() == set()
 
 
@@ -229,7 +253,7 @@ async def test_a_port_that_a_stranger_took_meanwhile_is_not_our_failure(box: Box
 async def test_a_container_whose_port_stays_open_is_not_taken_as_freed(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("enginerouter.engines.process.CONTAINER_PORT_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("enginerouter.engines.ending.CONTAINER_PORT_TIMEOUT_S", 0.3)
     client = box.folder / "docker"  # the client ends, the container – here: a process it knows nothing of – does not
     client.write_text('#!/bin/sh\n[ $1 = run ] && echo $$ > "$0.pid" && exec sleep 1000\nkill $(cat "$0.pid")\n')
     client.chmod(0o755)
@@ -278,7 +302,7 @@ async def test_an_engine_whose_script_outlives_it_is_a_crash_and_starts_again(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The shell waits for something else, and its dead child for the shell."""
-    monkeypatch.setattr("enginerouter.engines.process.LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("enginerouter.engines.children.LOOK_EVERY_S", 0.05)
     engine = box.engine("/bin/sh", "-c", f"{shlex.join(fake())} & sleep 1000")
     await engine.start(SLOT)
     up = int((await logged(engine, "up"))[1])
@@ -292,6 +316,105 @@ async def test_an_engine_whose_script_outlives_it_is_a_crash_and_starts_again(
     assert box.living() == set()
     await engine.start(SLOT)
     assert box.crashes.empty()
+
+
+def is_open(engine: GenericProcessEngine) -> bool:
+    port = int(engine.address(SLOT).rpartition(":")[2])
+    return bool(ports.listeners(port))
+
+
+async def signalled(engine: GenericProcessEngine, number: int, *, opens: bool) -> int:
+    """Tell the engine to close or open its port, and see it done; its process."""
+    pid = engine.pid(SLOT)
+    assert pid is not None
+    os.kill(pid, number)
+    async with asyncio.timeout(5):
+        while is_open(engine) is not opens:
+            await asyncio.sleep(0.002)
+    return pid
+
+
+async def test_an_engine_that_lives_but_has_closed_its_port_is_a_crash_and_starts_again(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("enginerouter.engines.children.LOOK_EVERY_S", 0.05)
+    engine = box.engine(*fake())
+    await engine.start(SLOT)
+    pid = await signalled(engine, signal.SIGUSR1, opens=False)
+    slot, error = await asyncio.wait_for(box.crashes.get(), 10)
+    assert slot == SLOT
+    assert "does not listen at port" in error.message
+    assert f"although its process {pid} lives" in error.message
+    assert is_alive(pid)
+    await engine.stop(SLOT)
+    assert not is_alive(pid)
+    await engine.start(SLOT)
+    assert box.crashes.empty()
+
+
+async def test_an_engine_that_opens_its_port_again_before_the_second_look_goes_on(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that reloads itself."""
+    monkeypatch.setattr("enginerouter.engines.children.LOOK_EVERY_S", 0.02)
+    engine = box.engine(*fake())
+    seen: asyncio.Queue[bool] = asyncio.Queue()
+
+    async def look(*args: Any) -> bool:
+        is_silent = await has_fallen_silent(*args)
+        if is_silent:
+            await signalled(engine, signal.SIGUSR2, opens=True)
+        seen.put_nowait(is_silent)
+        return is_silent
+
+    monkeypatch.setattr("enginerouter.engines.children.has_fallen_silent", look)
+    await engine.start(SLOT)
+    for _ in range(2):
+        await signalled(engine, signal.SIGUSR1, opens=False)
+        async with asyncio.timeout(5):
+            while not await seen.get():
+                pass
+            assert not await seen.get()
+    assert box.crashes.empty()
+    assert await engine.stopped_state(SLOT) is None
+
+
+async def test_an_engine_that_finishes_its_answers_behind_a_closed_port_is_left_to_it(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As servers do that were told to stop by somebody else."""
+    monkeypatch.setattr("enginerouter.engines.children.LOOK_EVERY_S", 0.02)
+    looks: asyncio.Queue[bool] = asyncio.Queue()
+
+    async def look(*args: Any) -> bool:
+        looks.put_nowait(is_silent := await has_fallen_silent(*args))
+        return is_silent
+
+    monkeypatch.setattr("enginerouter.engines.children.has_fallen_silent", look)
+    engine = box.engine(*fake("--hang"), ready_path=None)
+    await engine.start(SLOT)
+    _, writer = await asyncio.open_connection("127.0.0.1", int(engine.address(SLOT).rpartition(":")[2]))
+    writer.write(b"GET / HTTP/1.1\r\n\r\n")
+    await signalled(engine, signal.SIGUSR1, opens=False)
+    while not looks.empty():
+        looks.get_nowait()
+    async with asyncio.timeout(5):
+        assert [await looks.get() for _ in range(4)] == [False] * 4
+    assert box.crashes.empty()
+    writer.close()
+    await asyncio.wait_for(box.crashes.get(), 10)
+
+
+async def test_an_adopted_engine_that_closes_its_port_is_a_crash(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("enginerouter.engines.children.LOOK_EVERY_S", 0.05)
+    first = box.engine(*fake())
+    await first.start(SLOT)
+    await first.close()
+    engine = box.engine(*fake())
+    assert await engine.adopt() == [SLOT]
+    await signalled(engine, signal.SIGUSR1, opens=False)
+    _, error = await asyncio.wait_for(box.crashes.get(), 10)
+    assert "does not listen at port" in error.message
 
 
 @pytest.mark.slow

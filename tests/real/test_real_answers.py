@@ -81,6 +81,17 @@ def test_responses_answer_streaming_and_not(client: openai.OpenAI) -> None:
     assert kinds[-1] == "response.completed"
 
 
+def test_the_stream_helper_for_responses_reads_what_llama_server_sends(client: openai.OpenAI) -> None:
+    with client.responses.stream(model="blue", input="Hello", max_output_tokens=3) as events:
+        found = list(events)
+        whole = events.get_final_response()
+    assert [event.sequence_number for event in found] == list(range(len(found)))
+    assert_said_by("blue", whole.output_text)
+    deltas = [event for event in found if event.type == "response.output_text.delta"]
+    assert len(deltas) == 3
+    assert deltas[-1].snapshot == whole.output_text
+
+
 def test_a_stored_response_is_asked_of_the_engine_that_made_it_and_its_404_comes_back(
     router: RealRouter, client: openai.OpenAI
 ) -> None:

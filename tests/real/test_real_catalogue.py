@@ -90,3 +90,25 @@ def test_a_model_that_fills_gaps_is_shown_so_and_gets_both_sides_of_one(start: S
     whole = json.loads(router.post("/api/generate", {**asked, "suffix": "coder3", "stream": False}).body)
     assert whole["response"].count("coder") == 4
     assert whole["prompt_eval_count"] < last["prompt_eval_count"] - 7, "the suffix was read"
+
+
+def test_a_llama_server_of_another_name_is_known_by_what_it_says_and_remembered(start: Start, tmp_path: Path) -> None:
+    script = tmp_path / "serve"
+    script.write_text(f'#!/bin/sh\nexec {need_llama_server()} "$@"\n')
+    script.chmod(0o755)
+    settings = server()
+    settings["start_cmd"][0] = str(script)
+    router = start({"red": settings})
+    gap = {"model": "red", "prompt": "a", "suffix": "b"}
+
+    def path() -> str:
+        said = json.loads(router.post("/admin/explain?path=/api/generate", gap).body)
+        return str(said["targets"][0]["path"])
+
+    assert path() == "/v1/completions"
+    router.ask("red")
+    until(lambda: path() == "/infill", "what the server said of itself")
+    assert "infill" in router.post("/api/generate", gap).body.decode().lower(), "a model without the tokens for it"
+    router.stop()
+    router.start()
+    assert (path(), router.phase("red")) == ("/infill", "cold")

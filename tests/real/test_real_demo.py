@@ -37,7 +37,7 @@ def test_the_demo_shows_every_phase_with_its_seconds_and_memory_going_down_and_u
         r"the swap took [\d.]+ s: .*draining .* s, freeing .* s, settling .* s, starting [2-9]\.\d+ s", second
     )
     assert re.search(r"settle verdict: (recovered|enough), [01]\.\d+ GiB came back", second)
-    assert "curl -N http://127.0.0.1:" in shown
+    assert "curl -N http://127.0.0.1:" not in shown, "it is about to stop, and invites nobody"
 
     free = {what: float(gib) for _, what, gib in LINE.findall(second)}
     held = MEMORY_MIB / 1024

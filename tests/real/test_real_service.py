@@ -33,8 +33,8 @@ STUCK = """
 import asyncio, signal, sys
 from enginerouter.swap.coordinator import Coordinator
 start = Coordinator.start
-async def start_then_listen(self):
-    await start(self)
+async def start_then_listen(self, *given):
+    await start(self, *given)
     def stick():
         for task in asyncio.all_tasks():
             if task.get_name() == "look after leases":

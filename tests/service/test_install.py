@@ -82,6 +82,29 @@ def test_uninstalling_removes_only_what_bears_our_mark(home: Path) -> None:
         assert f"'{kept}'" in err
 
 
+@pytest.mark.parametrize("neighbour", ["", "mine"])
+def test_uninstalling_leaves_no_empty_folder_of_ours_and_every_other(home: Path, neighbour: str) -> None:
+    """Where the environment is in its usual place, the folder around it is ours."""
+    ours = home / ".local/share/enginerouter"
+    (ours / "venv").mkdir(parents=True)
+    (ours / "venv/pyvenv.cfg").write_text("home = /usr/bin\n")
+    (ours / "venv/.enginerouter-installed").touch()
+    if neighbour:
+        (ours / neighbour).touch()
+    for words in (("--dry-run",), (), ()):  # nothing is left to remove, which is no error
+        status, _, err = run("--uninstall", *words, HOME=str(home), XDG_DATA_HOME="", XDG_CONFIG_HOME="")
+        assert status == 0, err
+        assert (ours / "venv").exists() == bool(words)
+    assert ours.exists() == bool(neighbour)
+    assert ours.parent.exists()
+    named = home / "named"
+    (named / "venv").mkdir(parents=True)
+    (named / "venv/pyvenv.cfg").write_text("home = /usr/bin\n")
+    (named / "venv/.enginerouter-installed").touch()
+    assert run("--uninstall", **{**places(home), "ENGINEROUTER_VENV": str(named / "venv")})[0] == 0
+    assert list(named.iterdir()) == []
+
+
 def places(home: Path) -> dict[str, str]:
     return {
         "HOME": str(home),

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from enginerouter.engines.base import Claim, Found, OnExit
+from enginerouter.engines.base import Claim, Ended, Found, OnExit
 from enginerouter.errors import EngineCrashed, EngineUnloaded, FreeFailed, PortTaken, StartFailed, StartTimedOut
 from enginerouter.slots import SlotId
 from enginerouter.swap.coordinator import Coordinator
@@ -116,10 +116,13 @@ class FakeEngine:
         self.stops: list[tuple[float, SlotId]] = []
         self.checks: list[tuple[SlotId, tuple[SlotId, ...]]] = []
         self.to_adopt: list[SlotId] = []
+        # What runs at the start and is ended by `adopt`.
+        self.to_end: list[SlotId] = []
         self.adopt_s = 0.0
         self.adopt_error: Exception | None = None
         self.frozen: str | None = None
         self.closes = 0
+        self._ended: list[Ended] = []
         self._on_exit: OnExit | None = None
         self._busy: dict[SlotId, str] = {}
 
@@ -197,11 +200,19 @@ class FakeEngine:
 
     async def adopt(self) -> list[SlotId]:
         await asyncio.sleep(self.adopt_s)
+        for slot in self.to_end:
+            script = self.scripts[slot]
+            self.machine.give_back(slot, script)
+            self._ended.append(Ended(slot, script.held if script.own_bytes else None))
         if self.adopt_error is not None:
             raise self.adopt_error
         for slot in self.to_adopt:
             self.machine.take(slot, self.scripts[slot].held)
         return self.to_adopt
+
+    def take_ended(self) -> list[Ended]:
+        ended, self._ended = self._ended, []
+        return ended
 
     async def close(self) -> None:
         self.closes += 1

@@ -23,9 +23,9 @@ LARGEST_SHARE = 4
 class Asked:
     """A request on its way to one target: `body` are the bytes that the engine would get.
 
-    `sent_path` and `form` are set where those are a translation: where they would go, and what the client sent, which
-    may want the same answer in another form. `fence` stands for what the key that asks may do; requests with different
-    fences share nothing.
+    `sent_path` is set where those are a translation: where they would go. `form` is what the client sent, or a part of
+    it, where the same answer may be wanted in another form. `fence` stands for what the key that asks may do; requests
+    with different fences share nothing.
     `is_local_only`: no word of it may leave this machine.
     """
 

@@ -91,7 +91,7 @@ def key_of(
 ) -> Key:
     """The key of the answer to this body. Raises ValueError where the body has no canonical form.
 
-    `form` is what the client sent, where the body is a translation of it; its model counts by who serves it.
+    `form` is what the client sent, where it wants the answer in a form of its own; its model counts by who serves it.
     """
     around = [VERSION, path, query, meaningful(headers), served.engine, served.reached_by, served.model, fence]
     digest = blake2b(json.dumps(around).encode(), digest_size=32)

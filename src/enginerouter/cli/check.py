@@ -8,19 +8,18 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from enginerouter.config.engines import GenericProcess
-from enginerouter.config.load import load
 from enginerouter.config.model import Config
 from enginerouter.config.schema import schema_text
 from enginerouter.errors import ConfigError, Problem
 from enginerouter.swap.held import gib
 from enginerouter.swap.pick import Picked
-from enginerouter.web.machine import warnings_here
+from enginerouter.web.machine import load_here
 
 
 def check(path: Path) -> int:
     """Say whether `path` is a configuration that can be served: 0 and one line, or 1 and every problem."""
     try:
-        loaded = load(path)
+        loaded = load_here(path)
     except ConfigError as error:
         for problem in error.problems:
             print(f"config error: {problem}", file=sys.stderr)
@@ -29,7 +28,7 @@ def check(path: Path) -> int:
         print(f"{path}: {count} problem{'' if count == 1 else 's'}", file=sys.stderr)
         return 1
     config = loaded.config
-    _warn((*loaded.warnings, *warnings_here(config)))
+    _warn(loaded.warnings)
     try:
         memory = asyncio.run(_memory(config.memory_source))
     except ConfigError as error:

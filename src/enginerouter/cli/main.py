@@ -15,6 +15,7 @@ from enginerouter import __version__
 from enginerouter.cli.places import HERE, config_to_read, config_to_write
 from enginerouter.cli.setup_arguments import SetupArguments, add_import, add_init
 from enginerouter.errors import AlreadyRunning, CannotListen, ConfigError
+from enginerouter.service.hangup import noted_hangups
 from enginerouter.service.unit import add_version
 
 EXIT_REFUSED = 1
@@ -139,7 +140,8 @@ def run(arguments: Arguments) -> int:
 
 
 def _serve(path: Path) -> int:
-    from enginerouter.config.load import load
-    from enginerouter.web.serve import serve
+    with noted_hangups() as early:
+        from enginerouter.web.machine import load_here
+        from enginerouter.web.serve import serve
 
-    return serve(load(path))
+        return serve(load_here(path), early)

@@ -56,11 +56,15 @@ def status(found: Mapping[str, Any]) -> list[str]:
     lines += held(found)
     lines += [swap(s) for s in found.get("swaps") or ()]
     lines += ["", *table(map(_slot_row, found.get("slots") or ()), SLOT_HEADS)]
+    said = set()
     for slot in found.get("slots") or ():
         if circuit := slot.get("start_circuit"):
             lines.append(_circuit(slot["slot"], circuit))
+            said.add(circuit.get("reason"))
     if last := sorted((found.get("last_swaps") or {}).items(), key=lambda one: -(one[1].get("at") or 0)):
         lines += ["", *table((_last_swap_row(target, swapped) for target, swapped in last), LAST_SWAP_HEADS)]
+        whys = [(target, swapped["error"]) for target, swapped in last if swapped.get("error")]
+        lines += [f"swap to {printable(target)}: {printable(why, 300)}" for target, why in whys if why not in said]
     return lines
 
 
@@ -230,7 +234,8 @@ def event(name: str, data: Mapping[str, Any]) -> str | None:
         what = f"swap to {data.get('target')}"
         if data.get("target") == "none":
             what = f"unload of {', '.join(data.get('freed') or ()) or 'what was in memory'}"
-        return printable(f"{what}: {data.get('result')} in {total} ({steps}{settle})", 300)
+        why = f": {data['error']}" if data.get("error") else ""
+        return printable(f"{what}: {data.get('result')} in {total} ({steps}{settle}){why}", 600)
     if name == "request":
         first = f", first byte {data['first_byte_ms']} ms" if data.get("first_byte_ms") is not None else ""
         speed = f", {data['tok_s']} tok/s" if data.get("tok_s") else ""

@@ -16,6 +16,8 @@ def aliases(found: Mapping[str, Any]) -> list[str]:
         notes = [word for word in ("local_only", "hidden") if alias.get(word)]
         if alias.get("description"):
             notes.append(str(alias["description"]))
+        if unknown := alias.get("unknown"):
+            notes.insert(0, f"not known now: {', '.join(map(str, unknown))}")
         targets = " → ".join(str(t.get("target")) for t in alias.get("targets") or ()) or "nothing that is known"
         rows.append((alias.get("id"), alias.get("kind"), targets, ", ".join(notes)))
     return table(rows, ("ALIAS", "KIND", "TARGETS", "NOTES")) or ["no aliases"]

@@ -264,7 +264,11 @@ class ApiSwap(EngineSettings):
     unload_timeout_s: Annotated[float, Key("Longest wait until nothing is loaded.", "s", gt=0)] = 60.0
     loaded_path: Annotated[str | None, Key("Path that lists the loaded models.", form="path")] = None
     loaded_models_key: Annotated[
-        str, Key("Key of the list in that answer; absent there = the whole object is one entry.")
+        str,
+        Key(
+            "Key of the list in that answer; absent there = the whole object is one entry. "
+            "Empty: the answer is one object, or a bare list."
+        ),
     ] = "models"
     loaded_name_key: Annotated[str, Key("Key of a model's name in an entry.", nonempty=True)] = "name"
     loaded_filter: Annotated[

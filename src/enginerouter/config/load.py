@@ -18,6 +18,7 @@ from enginerouter.config.convert import Converter
 from enginerouter.config.draft import Draft
 from enginerouter.config.engines import LEGACY_SECTIONS, EngineSettings
 from enginerouter.config.model import Config
+from enginerouter.config.report import At
 from enginerouter.config.resolve import finish_engine, finish_keys, finish_models
 from enginerouter.config.source import MAX_BYTES, Source, read_source
 from enginerouter.errors import ConfigError, Problem, printable
@@ -25,10 +26,12 @@ from enginerouter.errors import ConfigError, Problem, printable
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A configuration that can be used, and what its author should know."""
+    """A configuration that can be used, and what its author should know. `file` and `lines` are for further checks."""
 
     config: Config
     warnings: tuple[Problem, ...]
+    file: str
+    lines: Mapping[At, int]
 
 
 def load(path: Path, environ: Mapping[str, str] = os.environ) -> Loaded:
@@ -75,7 +78,7 @@ def load_text(
     check_config(draft, report)
     if report.errors:
         raise ConfigError(_in_order(report.errors, file), _in_order(report.warnings, file))
-    return Loaded(draft.config, tuple(_in_order(report.warnings, file)))
+    return Loaded(draft.config, tuple(_in_order(report.warnings, file)), file, source.lines)
 
 
 def _in_order(problems: list[Problem], file: str) -> list[Problem]:

@@ -17,7 +17,7 @@ from enginerouter.config.convert import Converter
 from enginerouter.config.engines import GenericProcess, Profile
 from enginerouter.config.forms import FORMS, BadForm
 from enginerouter.config.report import At, Report
-from enginerouter.config.source import MAX_BYTES, Source, read_source
+from enginerouter.config.source import MAX_BYTES, Source, read_source, see_file
 from enginerouter.errors import Problem
 
 # How other tools' manifests spell our keys.
@@ -60,6 +60,7 @@ def _from_manifest(path: Path, place: At, report: Report, environ: Mapping[str, 
 
 def _text_of(path: Path, place: At, report: Report) -> str | None:
     try:
+        see_file(path)
         with path.open("rb") as stream:
             return _as_yaml(stream.read(MAX_BYTES + 1).decode("utf-8-sig"))
     except FileNotFoundError:

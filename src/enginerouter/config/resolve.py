@@ -11,7 +11,7 @@ from enginerouter.config.engines import ApiSwap, Ds4, EngineSettings, GenericPro
 from enginerouter.config.model import ApiKey, Model
 from enginerouter.config.profiles import with_profiles
 from enginerouter.config.report import At
-from enginerouter.config.source import Source
+from enginerouter.config.source import Source, see_file
 
 
 def finish_engine(
@@ -107,6 +107,7 @@ def _secret(key: ApiKey, at: At, raw: Mapping[str, Any], source: Source, environ
         return secret
     if key.key_file is not None:
         try:
+            see_file(key.key_file)
             secret = key.key_file.read_text("utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"

@@ -6,9 +6,12 @@ and `<<` merges are limited in what they may expand to, `${VAR}` is replaced in 
 
 from __future__ import annotations
 
+import errno
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -71,6 +74,17 @@ def read_source(text: str, file: str, environ: Mapping[str, str]) -> Source:
         return source
     source.data = _Reader(source, environ).read(root, ())
     return source
+
+
+class NotAFile(OSError):
+    """A pipe or a device: it would be waited for, perhaps for ever, and a reload with it."""
+
+
+def see_file(path: Path) -> None:
+    """Raises NotAFile, and OSError where nothing can be seen."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise NotAFile(errno.EINVAL, "it is a pipe or a device, not a file")
 
 
 def _report_syntax(source: Source, error: yaml.MarkedYAMLError) -> None:

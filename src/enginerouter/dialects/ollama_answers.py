@@ -141,14 +141,6 @@ def _vector(said: object) -> list[float]:
     return said
 
 
-def base64_of(vector: list[float]) -> str:
-    """Little-endian 32-bit floats, as the OpenAI SDKs ask for them."""
-    try:
-        return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
-    except (OverflowError, struct.error) as error:
-        raise OddAnswer("an embedding holds a number too large for 32 bits") from error
-
-
 def _unit(vector: list[float]) -> list[float]:
     length = math.hypot(*vector)
     return [x / length for x in vector] if length > 0 else vector

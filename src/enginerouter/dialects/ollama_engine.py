@@ -7,8 +7,8 @@ from typing import Any
 
 from enginerouter.dialects import ollama, openai
 from enginerouter.dialects.base import Asked, Failure, OddAnswer, Times
+from enginerouter.dialects.embeddings import base64_of
 from enginerouter.dialects.framing import LineSplitter
-from enginerouter.dialects.ollama_answers import base64_of
 from enginerouter.dialects.reading import (
     Json,
     arguments_of,

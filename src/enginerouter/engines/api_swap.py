@@ -16,6 +16,7 @@ from typing import Any
 
 from enginerouter.config.engines import ApiSwap, EngineSettings
 from enginerouter.engines.http_control import ControlFailed, filled
+from enginerouter.engines.known_servers import says_nothing_of_itself, see_load_is_theirs, unrecognised
 from enginerouter.engines.loaded import Listing, Loaded, known_models, loaded_models
 from enginerouter.engines.model_facts import ModelFacts, known
 from enginerouter.engines.probe import gap_s
@@ -62,10 +63,25 @@ class ApiSwapEngine(ServerEngine):
             await self._see_startable(failed, "start that server")
             return
         try:
-            await self._listed()
+            await self._recognise(slot.model or self.name)
         except ControlFailed as failed:
             if failed.is_mistaken:
                 raise self._cannot_start(unanswered(failed, "")) from failed
+
+    async def _recognise(self, model: str) -> None:
+        """See that it is such a server: by its list of what is loaded, or of what it has. Raises ControlFailed."""
+        path = self._settings.loaded_path
+        if path is None:
+            return
+        said = await self._client.get(path, timeout_s=LIST_TIMEOUT_S)
+        if loaded_models(said, self._settings) or not says_nothing_of_itself(said, self._settings):
+            return
+        try:
+            listing = await self.list_models()
+        except ControlFailed as failed:
+            raise unrecognised(said, model, self._settings) from failed
+        if not listing.names(model):
+            raise unrecognised(said, model, self._settings)
 
     async def start(self, slot: SlotId) -> None:
         model = slot.model or self.name
@@ -117,6 +133,7 @@ class ApiSwapEngine(ServerEngine):
         try:
             said = await self._client.ask(settings.load_method, path, body=body, timeout_s=settings.load_timeout_s)
             said.raise_problem()
+            see_load_is_theirs(said, model, settings)
         except ControlFailed as failed:
             return failed
         return None

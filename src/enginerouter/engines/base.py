@@ -6,7 +6,7 @@ calls `start` and `stop` of one slot at the same time. All methods may be called
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -82,6 +82,26 @@ class Sleeper(Protocol):
 
     async def end(self, slot: SlotId) -> None:
         """`stop` for good, also of a slot that is asleep. Raises FreeFailed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What an earlier router had left running until it was ended: its memory may not be back yet.
+
+    `held_bytes` as in `Engine.held_bytes`, just before its end; `pids` its processes then.
+    """
+
+    slot: SlotId
+    held_bytes: int | None
+    pids: frozenset[int] = frozenset()
+
+
+@runtime_checkable
+class EndsLeftovers(Protocol):
+    """An engine whose `adopt` ends what is unfit, or configured no more."""
+
+    def take_ended(self) -> Sequence[Ended]:
+        """What it has ended since this was asked last, also where `adopt` raised."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ async def describe(prober: Prober, address: str, model: str | None) -> ModelFact
     if entry is None:
         return NOTHING
     facts = facts_in_entry(entry)
-    if entry.get("owned_by") != "llamacpp":
+    if not facts.is_llamacpp:
         return facts
     props = await prober.call("GET", f"{address}/props", timeout_s=TIMEOUT_S)
     return known(facts_in_props(props.document), facts)

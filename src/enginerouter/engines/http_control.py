@@ -75,11 +75,14 @@ class Said:
             return f"{self.url} answered {self.status}: {sentence_of(self.document, self.body)}"
         if self.status >= 300:
             return f"{self.url} answered {self.status}, and redirects are not followed"
-        documents = [self.document] if self.content_type != "text/event-stream" else list(_events(self.body))
-        for document in documents:
+        for document in self.documents():
             if (told := error_told(document)) is not None:
                 return f"{self.url} answered {self.status} with an error: {told}"
         return None
+
+    def documents(self) -> list[Any]:
+        """Its JSON; of an event stream, that of each event."""
+        return [self.document] if self.content_type != "text/event-stream" else list(_events(self.body))
 
     def raise_problem(self) -> None:
         if (problem := self.problem()) is not None:
@@ -100,6 +103,11 @@ def error_told(document: Any) -> str | None:
         or document.get("status") == "error"
     )
     return sentence_of(document, b"") if is_error else None
+
+
+def printable_start(body: bytes) -> str:
+    """The first words of a body, quoted on one line."""
+    return repr(printable(body[:80].decode("utf-8", "replace"))) if body else "nothing"
 
 
 def sentence_of(document: Any, body: bytes) -> str:

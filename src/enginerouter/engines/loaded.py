@@ -9,7 +9,8 @@ from typing import Any
 
 from enginerouter.config.engines import ApiSwap
 from enginerouter.engines.base import Claim
-from enginerouter.engines.http_control import ControlFailed, Said
+from enginerouter.engines.http_control import ControlFailed, Said, printable_start
+from enginerouter.engines.known_servers import see_list_is_theirs
 from enginerouter.engines.model_facts import ModelFacts
 from enginerouter.engines.probe import passes
 from enginerouter.engines.said_facts import facts_in_entry
@@ -39,12 +40,17 @@ class Listing:
     remote: frozenset[str] = frozenset()
     facts: Mapping[str, ModelFacts] = field(default_factory=dict)
 
+    def names(self, model: str) -> bool:
+        """As `Loaded.is_model`."""
+        return any(Loaded(one, ()).is_model(model) for one in self.ids)
+
 
 def loaded_models(said: Said, settings: ApiSwap) -> list[Loaded]:
     """What `loaded_path` lists as loaded. Raises ControlFailed for everything that is not surely such a list."""
     if said.status == 503 and isinstance(said.document, dict) and _NOTHING_LOADED.search(str(said.document)):
         return []
     said.raise_problem()
+    see_list_is_theirs(said, settings)
     return [
         loaded
         for entry in _entries(said, settings)
@@ -58,7 +64,8 @@ def _entries(said: Said, settings: ApiSwap) -> list[Any]:
     if isinstance(document, list):
         return document
     if not isinstance(document, dict):
-        raise ControlFailed(f"{said.url} is no list of models: {said.body[:80]!r}", is_mistaken=True)
+        what = printable_start(said.body)
+        raise ControlFailed(f"asked what is loaded, {said.url} answered {what}: no list of models", is_mistaken=True)
     key = settings.loaded_models_key
     if key and key in document:
         return _as_list(document[key], key, said.url)
@@ -67,6 +74,12 @@ def _entries(said: Said, settings: ApiSwap) -> list[Any]:
         for usual in ("models", "data"):
             if isinstance(document.get(usual), list):
                 return _as_list(document[usual], usual, said.url)
+        if _name(document, settings.loaded_name_key) is None:  # also where a filter would pass it over
+            keys = " or ".join(map(repr, filter(None, (key, settings.loaded_name_key))))
+            raise ControlFailed(
+                f"asked what is loaded, {said.url} answered {printable_start(said.body)}, without {keys}",
+                is_mistaken=True,
+            )
     return [document]
 
 

@@ -17,7 +17,8 @@ MOST_TOKENS = 10**9
 class ModelFacts:
     """None or "" = not known. `capabilities` are all it has; `also` are some that it has for sure besides.
 
-    Sizes are bytes, times seconds of UTC. `context_length` is what a request may fill, in tokens.
+    Sizes are bytes, times seconds of UTC. `context_length` is what a request may fill, in tokens. `is_llamacpp`: who
+    serves it has said so.
     """
 
     context_length: int | None = None
@@ -33,6 +34,7 @@ class ModelFacts:
     size_bytes: int | None = None
     digest: str = ""
     modified_utc: float | None = None
+    is_llamacpp: bool | None = None
 
     @property
     def all_capabilities(self) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from enginerouter.errors import printable
 
 _PROC = Path("/proc")
 _LISTEN = "0A"
+_ESTABLISHED = "01"
 _WILDCARDS = {"0.0.0.0", "::"}
 
 
@@ -169,12 +170,25 @@ def listeners(port: int) -> list[Listener]:
     return []  # macOS tells only root: a connection has to do
 
 
-def parse_table(text: str) -> list[Listener]:
-    """The listening sockets of /proc/net/tcp or tcp6."""
+def is_connected(port: int) -> bool:
+    """Whether somebody is connected to this port of the machine; False also where that cannot be told."""
+    if IS_LINUX:
+        tables = [_read(_PROC / "net" / name) for name in ("tcp", "tcp6")]
+        return any(socket.port == port for table in tables for socket in parse_table(table, _ESTABLISHED))
+    with contextlib.suppress(psutil.Error, OSError):
+        return any(
+            connection.status == psutil.CONN_ESTABLISHED and connection.laddr and connection.laddr.port == port
+            for connection in psutil.net_connections("tcp")
+        )
+    return False
+
+
+def parse_table(text: str, state: str = _LISTEN) -> list[Listener]:
+    """The sockets of /proc/net/tcp or tcp6 that are in this state, by default the listening ones."""
     found = []
     for line in text.splitlines()[1:]:
         fields = line.split()
-        if len(fields) > 9 and fields[3] == _LISTEN:
+        if len(fields) > 9 and fields[3] == state:
             raw, _, port = fields[1].partition(":")
             found.append(Listener(_address(raw), int(port, 16), inode=fields[9]))
     return found

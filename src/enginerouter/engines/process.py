@@ -1,60 +1,43 @@
 """The engine that is a process: launched, watched, ended and – after a hard end of the router – adopted.
 
-This class holds the children, by slot, and the order of steps. How a launch looks is in `launch`, the wait for ready
-in `starting`, the end in `ending`, who belongs to a tree in `proctree`, who holds a port in `directory`; sleep in
-place of the end in `sleeping`, what llama.cpp keeps over it in `keepslots`.
+This class holds the order of steps. Its processes, by slot, are in `children`, what becomes of those that an earlier
+router left running in `left_running`. How a launch looks is in `launch`, the wait for ready in `starting`, the end in
+`ending`, who belongs to a tree in `proctree`, who holds a port in `directory`; sleep in place of the end in `sleeping`,
+what llama.cpp keeps over it in `keepslots`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from enginerouter.config.engines import EngineSettings, GenericProcess
-from enginerouter.engines import adoption, keepslots, ports, proctree, sleeping
-from enginerouter.engines.adoption import LaunchRecord
-from enginerouter.engines.base import OnExit
-from enginerouter.engines.child import Child, Tree, spawn
+from enginerouter.engines import keepslots, ports, proctree, sleeping
+from enginerouter.engines.base import Ended, OnExit
+from enginerouter.engines.child import Child
+from enginerouter.engines.children import Children
 from enginerouter.engines.directory import SlotDirectory
-from enginerouter.engines.ending import end_child, end_tree, signal_number
-from enginerouter.engines.enginelog import EngineLog, Mark
+from enginerouter.engines.ending import end_wholly
 from enginerouter.engines.launch import (
     CHOSEN_HOST,
-    CONTAINER_PORT_TIMEOUT_S,
     SAVE_AT_END_TIMEOUT_S,
     Launch,
-    child_environment,
-    new_marker,
     plan_launch,
     problems_of,
     stop_timeout_s,
 )
-from enginerouter.engines.listening import LOOK_EVERY_S, has_fallen_silent
+from enginerouter.engines.left_running import LeftRunning
 from enginerouter.engines.probe import Prober
-from enginerouter.engines.proctree import ProcessKey, Snapshot
-from enginerouter.engines.starting import (
-    ChildStarting,
-    admit,
-    crashed,
-    fell_silent,
-    listens_there,
-    port_taken,
-    wait_ready,
-    warm_up,
-)
-from enginerouter.errors import FreeFailed, NotBuilt, StartFailed, printable
+from enginerouter.engines.starting import ChildStarting, admit, port_taken, wait_ready, warm_up
+from enginerouter.errors import NotBuilt, StartFailed
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
 from enginerouter.tasks import TaskGroup
 
 log = logging.getLogger(__name__)
-
-_LOOKS_PER_TREE_SCAN = 5
 
 
 class GenericProcessEngine:
@@ -79,11 +62,11 @@ class GenericProcessEngine:
         self._directory = directory
         self._tasks = TaskGroup()
         self._prober = Prober(settings.control_headers, settings.api_key)
-        self._children: dict[SlotId, Child] = {}
-        self._ports: dict[SlotId, int] = {}
-        self._logs: dict[Path, EngineLog] = {}
-        self._on_exit: OnExit | None = None
-        directory.add(self)
+        self._children = Children(state, self._tasks)
+        self._left_running = LeftRunning(
+            self._children, state, self._prober, self._tasks, self._plan_if_configured, self.end
+        )
+        directory.add(self._children)
 
     @property
     def name(self) -> str:
@@ -93,7 +76,7 @@ class GenericProcessEngine:
         """Port 0 where a free one will be chosen, and none has been yet."""
         if (child := self._children.get(slot)) is not None:
             return child.launch.address  # as it was launched, whatever is configured by now
-        return self._plan(slot, self._ports.get(slot, 0)).address
+        return self._plan(slot, self._children.port_of(slot)).address
 
     def configure(
         self, settings: EngineSettings, *, warmup_model: str | None = None, models: Collection[str] = ()
@@ -104,7 +87,7 @@ class GenericProcessEngine:
         self._prober.configure(settings.control_headers, settings.api_key)
 
     def watch(self, on_exit: OnExit) -> None:
-        self._on_exit = on_exit
+        self._children.on_exit = on_exit
 
     def pid(self, slot: SlotId) -> int | None:
         child = self._children.get(slot)
@@ -112,7 +95,7 @@ class GenericProcessEngine:
 
     async def log_tail(self, slot: SlotId, lines: int = 100) -> list[str]:
         """The last lines of the slot's log, also of earlier launches. For admins: as the engine wrote them."""
-        return await self._log(self._plan(slot, 0)).tail(lines)
+        return await self._children.log_of(self._plan(slot, 0)).tail(lines)
 
     # --- the steps of a swap --------------------------------------------------------------------------------
 
@@ -138,7 +121,7 @@ class GenericProcessEngine:
             await self._clear_port(launch)
         if self._settings.keep_slots and (problem := await asyncio.to_thread(keepslots.make_folder, launch)):
             log.warning("engine %r: its folder for slots cannot be made: %s", self.name, problem)
-        child = self._spawn(launch)
+        child = self._children.launch(launch)
         self._tasks.spawn(self._state.flush(), f"record {slot}")
         limit_s = self._settings.start_timeout_s
         await wait_ready(ChildStarting(child), self._prober, limit_s, self._tasks)
@@ -170,20 +153,14 @@ class GenericProcessEngine:
 
     async def _end(self, child: Child) -> None:
         child.is_stopping, child.is_asleep = True, False
-        slot, timeout_s = child.launch.slot, stop_timeout_s(child.launch, self._settings.stop_timeout_s)
-        left = await end_child(child, self._settings.stop_signal, timeout_s, self._tasks)
-        if left:
-            raise self._would_not_go(slot, left)
-        await self._see_container_gone(child.launch)
-        child.close()
-        if self._children.get(slot) is child:
-            del self._children[slot]
-            self._state.put_entry(adoption.SECTION, str(slot), None)
+        timeout_s = stop_timeout_s(child.launch, self._settings.stop_timeout_s)
+        await end_wholly(child, self._settings.stop_signal, timeout_s, self._tasks)
+        self._children.forget(child)
 
     # --- asleep instead of gone, and kept over the end ------------------------------------------------------
 
     def asleep(self) -> list[SlotId]:
-        return [slot for slot, child in self._children.items() if child.is_asleep]
+        return self._children.asleep()
 
     async def _send_to_sleep(self, child: Child) -> bool:
         """True if it sleeps now. If it will not, it is stopped as if it could not."""
@@ -196,7 +173,7 @@ class GenericProcessEngine:
             log.warning("engine %r does not sleep and is stopped: %s", str(slot), problem or "it exited")
             return False
         child.is_ready = child.is_stopping = False
-        self._note_asleep(child, True)
+        self._children.note_asleep(child, True)
         log.info("engine %r sleeps, process %d", str(slot), child.leader.pid)
         return True
 
@@ -205,7 +182,7 @@ class GenericProcessEngine:
         child = self._children.get(slot)
         if child is None or not child.is_asleep:
             return False
-        self._note_asleep(child, False)
+        self._children.note_asleep(child, False)
         sleep_path, wake_path = self._settings.sleep_path, self._settings.wake_path
         timeout_s = self._settings.start_timeout_s
         problem = "its process has exited" if child.has_exited else "it cannot be woken"
@@ -222,13 +199,6 @@ class GenericProcessEngine:
             return False
         child.is_ready = True
         return True
-
-    def _note_asleep(self, child: Child, is_asleep: bool) -> None:
-        """Also on record: after a hard end of the router, an engine that cannot be asked is known by it."""
-        child.is_asleep = is_asleep
-        slot_text = str(child.launch.slot)
-        if isinstance(record := self._state.get(adoption.SECTION).get(slot_text), dict):
-            self._state.put_entry(adoption.SECTION, slot_text, {**record, adoption.ASLEEP: is_asleep})
 
     async def _slot_files(self, slot: SlotId) -> keepslots.SlotFiles | None:
         if not self._settings.keep_slots:
@@ -262,114 +232,19 @@ class GenericProcessEngine:
         return await asyncio.to_thread(proctree.stopped_state, child.leader, child.listeners)
 
     async def close(self) -> None:
-        self._directory.remove(self)
+        self._directory.remove(self._children)
         await self._tasks.close()
         await self._prober.close()
-        for child in self._children.values():
-            child.close()
-        self._children.clear()
+        self._children.close()
 
     # --- after the router was killed hard -------------------------------------------------------------------
 
     async def adopt(self) -> list[SlotId]:
-        processes = await asyncio.to_thread(proctree.snapshot)
-        boot = await asyncio.to_thread(proctree.boot_id)
-        adopted: list[SlotId] = []
-        stuck: set[ProcessKey] = set()
-        for slot_text, raw in self._state.get(adoption.SECTION).items():
-            if adoption.engine_of(slot_text) != self.name:
-                continue
-            record = adoption.parse_record(raw)
-            slot = SlotId(self.name, slot_text.partition("/")[2] or None)
-            if record is None or not adoption.is_same_process(record, boot, processes):
-                self._state.put_entry(adoption.SECTION, slot_text, None)
-                if record is not None and record.boot_id == boot and self._may_run_on(slot, record):
-                    log.info("engine %r: the container of an earlier router is ended", self.name)
-                    self._take_over(slot, record)
-                    stuck |= await self._end_taken_over(slot)
-                continue
-            if not self._has(slot):  # a profile that is configured no more
-                self._state.put_entry(adoption.SECTION, slot_text, None)
-                stuck |= await self._end_marked(record.marker, record.leader)
-                continue
-            child = self._take_over(slot, record)
-            if child.launch.digest == record.digest and await self._was_asleep(child, raw):
-                self._note_asleep(child, True)
-                log.info("engine %r: adopted process %d, which sleeps", self.name, record.pid)
-                continue
-            if child.launch.digest == record.digest and await self._is_fit(child):
-                child.is_ready = True
-                adopted.append(slot)
-                log.info("engine %r: adopted process %d, ready on port %d", self.name, record.pid, record.port)
-                continue
-            log.info("engine %r: process %d of an earlier router is ended", self.name, record.pid)
-            stuck |= await self._end_taken_over(slot)
-        stuck |= await self._end_leftovers(processes)
-        if stuck:
-            raise self._would_not_go(SlotId(self.name), stuck)
-        return adopted
+        return await self._left_running.take_over(self._settings)
 
-    def _may_run_on(self, slot: SlotId, record: LaunchRecord) -> bool:
-        """Its client may have died with the router, by one signal for a whole service; the container is not in that."""
-        return self._has(slot) and self._plan(slot, record.port).is_container
-
-    def _take_over(self, slot: SlotId, record: LaunchRecord) -> Child:
-        launch = self._plan(slot, record.port)
-        child = Child(launch, record.leader, record.marker, self._log(launch), Mark(record.log_offset), self._tasks)
-        self._keep(child)
-        return child
-
-    async def _was_asleep(self, child: Child, record: Mapping[str, Any]) -> bool:
-        """By its own word, for `/health` is 200 in sleep; where it has none, by the record."""
-        if self._settings.sleep_path is None:
-            return False
-        said = await sleeping.is_asleep(self._prober, child.launch.address, self._settings.sleep_path)
-        return said if said is not None else record.get(adoption.ASLEEP) is True
-
-    async def _is_fit(self, child: Child) -> bool:
-        """Ready and listening. A busy engine may be slow to say so: it is asked twice."""
-        launch = child.launch
-        for _ in range(2):
-            answer = await self._prober.probe(launch.ready, launch.host, launch.port, launch.ready.probe_timeout_s)
-            if answer.is_ready:
-                return await listens_there(child) is not False and not child.has_exited
-        return False
-
-    async def _end_taken_over(self, slot: SlotId) -> set[ProcessKey]:
-        try:
-            await self.end(slot)
-        except FreeFailed as error:
-            left = await self._children[slot].tree.alive()
-            if not left:  # a container, which is in no tree of ours
-                raise
-            log.error("%s", error)
-            return left
-        return set()
-
-    async def _end_leftovers(self, processes: Snapshot) -> set[ProcessKey]:
-        """Launches of ours that no record names: the router died between launch and record."""
-        tracked = {child.tree.marker for child in self._children.values()}
-        stuck: set[ProcessKey] = set()
-        for marker, slot_text in adoption.leftover_markers(processes, self._state.router_id).items():
-            if adoption.engine_of(slot_text) == self.name and marker not in tracked:
-                stuck |= await self._end_marked(marker)
-        return stuck
-
-    async def _end_marked(self, marker: str, *known: ProcessKey) -> set[ProcessKey]:
-        log.info("engine %r: ending what an earlier launch left running", self.name)
-        number = signal_number(self._settings.stop_signal)
-        return await end_tree(Tree(marker, known), number, self._settings.stop_timeout_s, self._tasks)
-
-    # --- for the directory ----------------------------------------------------------------------------------
-
-    def processes_of_slots(self, processes: Snapshot) -> dict[SlotId, set[int]]:
-        return {
-            slot: {key.pid for key in proctree.members(processes, child.tree.marker, frozenset(child.tree.known))}
-            for slot, child in list(self._children.items())
-        }
-
-    def slots_at(self, port: int) -> set[SlotId]:
-        return {slot for slot, child in list(self._children.items()) if child.launch.port == port}
+    def take_ended(self) -> list[Ended]:
+        ended, self._left_running.ended = self._left_running.ended, []
+        return ended
 
     # --- parts ----------------------------------------------------------------------------------------------
 
@@ -381,8 +256,8 @@ class GenericProcessEngine:
             raise NotBuilt(f"engine {self.name!r} has nothing to launch as {str(slot)!r}")
         return plan_launch(self._settings, slot, self._base_dir, chosen_port)
 
-    def _log(self, launch: Launch) -> EngineLog:
-        return self._logs.setdefault(launch.log_path, EngineLog(launch.log_path))
+    def _plan_if_configured(self, slot: SlotId, chosen_port: int) -> Launch | None:
+        return self._plan(slot, chosen_port) if self._has(slot) else None
 
     async def _clear_port(self, launch: Launch) -> None:
         """Just before a launch the port must be free; a leftover of our own is ended first."""
@@ -391,91 +266,7 @@ class GenericProcessEngine:
         if use is None:
             return
         for marker in use.leftovers:
-            left = await self._end_marked(marker)
+            left = await self._left_running.end_marked(marker, self._settings)
             if left:
                 raise port_taken(launch, use.holder)
         admit(launch, await self._directory.use_of(launch.host, launch.port), ())
-
-    def _spawn(self, launch: Launch) -> Child:
-        marker = str(new_marker(self._state.router_id, launch.slot))
-        env = child_environment(os.environ, launch, marker)
-        engine_log = self._log(launch)
-        try:
-            child = spawn(launch, env, marker, engine_log, self._tasks)
-        except (OSError, ValueError) as error:
-            raise StartFailed(
-                self.name,
-                f"engine {self.name!r} could not be launched: {printable(str(error))}; "
-                "correct `start_cmd`, `cwd` or `log_file`",
-                cause="file_missing" if isinstance(error, FileNotFoundError) else None,
-            ) from error
-        self._keep(child)
-        record = LaunchRecord(
-            pid=child.leader.pid,
-            started=child.leader.started,
-            boot_id=proctree.boot_id(),
-            digest=launch.digest,
-            port=launch.port,
-            log_offset=child.mark.offset,
-            marker=marker,
-        )
-        self._state.put_entry(adoption.SECTION, str(launch.slot), record.as_json())
-        return child
-
-    def _keep(self, child: Child) -> None:
-        slot = child.launch.slot
-        self._children[slot] = child
-        self._ports[slot] = child.launch.port
-        self._tasks.spawn(self._look_after(child), f"look after {slot}")
-
-    async def _look_after(self, child: Child) -> None:
-        """Until it exits, or serves no more: keep its log small and its members known. Then say so, if nobody
-        stopped it."""
-        looks = silent = 0
-        while not child.has_exited:
-            await asyncio.wait([child.exited], timeout=LOOK_EVERY_S)
-            if child.has_exited:
-                break  # what it said last is about to be quoted
-            silent = silent + 1 if await self._is_silent(child) else 0
-            if silent == 2:  # a worker that is being replaced has had the time between
-                break
-            await child.log.rotate_if_large()
-            looks += 1
-            if looks % _LOOKS_PER_TREE_SCAN == 1:
-                await child.tree.alive()
-        if child.is_stopping or not (child.is_ready or child.is_asleep):
-            return
-        error = await (crashed(child) if child.has_exited else fell_silent(child))
-        if not child.is_stopping:
-            log.warning("%s", error)
-            if self._on_exit is not None:
-                self._on_exit(child.launch.slot, error)
-
-    async def _is_silent(self, child: Child) -> bool:
-        """Does it live on with nobody left who listens? Not of those whose listeners cannot be told."""
-        if not child.is_ready or not child.listeners:
-            return False
-        return await has_fallen_silent(child.launch, child.listeners, lambda: listens_there(child))
-
-    async def _see_container_gone(self, launch: Launch) -> None:
-        """The tree is gone. A port still open is somebody else's by now – but a container may live on."""
-        if not launch.is_container:
-            return
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CONTAINER_PORT_TIMEOUT_S):
-                while await asyncio.to_thread(ports.holder_of, launch.host, launch.port):  # noqa: ASYNC110
-                    await asyncio.sleep(0.1)
-                return
-        raise FreeFailed(
-            self.name,
-            f"engine {self.name!r}: its command has ended, but port {launch.port} is still open; "
-            "the container may be running on: correct `stop_cmd`, and stop the container by hand",
-        )
-
-    def _would_not_go(self, slot: SlotId, left: Collection[ProcessKey]) -> FreeFailed:
-        pids = ", ".join(str(key.pid) for key in sorted(left))
-        return FreeFailed(
-            self.name,
-            f"engine {str(slot)!r} would not stop: process {pids} is still there after being killed; "
-            "it may be stuck in a driver – look at the kernel log",
-        )

@@ -122,6 +122,12 @@ def is_alive(key: ProcessKey) -> bool:
     return info is not None and info.key == key and info.is_alive
 
 
+def is_running(pid: int) -> bool:
+    """Whether anybody has this pid who is no zombie."""
+    info = read_process(pid, with_marker=False)
+    return info is not None and info.is_alive
+
+
 def members(processes: Snapshot, marker: str, known: Collection[ProcessKey]) -> set[ProcessKey]:
     """The tree of one launch: its marker, the sessions its living or unreaped members lead, their descendants.
 
@@ -257,6 +263,15 @@ def stopped_state(leader: ProcessKey, listeners: Collection[int]) -> str | None:
         if info is not None and info.state in "Tt":
             return f"its process {pid} is stopped (continue it with: kill -CONT {pid})"
     return None
+
+
+def environment(key: ProcessKey) -> dict[str, str]:
+    """What this process was given at its start; empty if it is gone, or not ours to look at."""
+    try:
+        found = psutil.Process(key.pid).environ()
+    except (psutil.Error, OSError):
+        return {}
+    return found if is_alive(key) else {}
 
 
 def command_line(pid: int) -> str:

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 from enginerouter.config.engines import ApiSwap, EngineSettings, GenericProcess, Ollama, Remote, SystemdUnit
-from enginerouter.engines import adoption, proctree
 from enginerouter.engines.api_swap import ApiSwapEngine
 from enginerouter.engines.base import Engine
-from enginerouter.engines.child import Tree
 from enginerouter.engines.directory import SlotDirectory
-from enginerouter.engines.ending import end_tree, signal_number
 from enginerouter.engines.ollama import OllamaEngine
 from enginerouter.engines.process import GenericProcessEngine
 from enginerouter.engines.remote import RemoteEngine
 from enginerouter.engines.systemd_unit import SystemdUnitEngine
 from enginerouter.state import StateFile
-from enginerouter.tasks import TaskGroup
-
-log = logging.getLogger(__name__)
-
-_LEFTOVER_GRACE_S = 10.0
 
 
 def build_engine(
@@ -64,34 +54,3 @@ def build_engines(
         for name, settings in engines.items()
         if settings.enabled
     }
-
-
-async def end_launches_of_removed_engines(state: StateFile, engines: Collection[str]) -> list[str]:
-    """At start-up: end what earlier routers launched for engines that are no longer configured.
-
-    Gives the slots, as text. What would not go is logged: no engine of ours is concerned.
-    """
-    processes = await asyncio.to_thread(proctree.snapshot)
-    boot = await asyncio.to_thread(proctree.boot_id)
-    leftovers = {
-        marker: (slot_text, Tree(marker))
-        for marker, slot_text in adoption.leftover_markers(processes, state.router_id).items()
-        if adoption.engine_of(slot_text) not in engines
-    }
-    for slot_text, raw in state.get(adoption.SECTION).items():
-        if adoption.engine_of(slot_text) in engines:
-            continue
-        record = adoption.parse_record(raw)
-        if record is not None and adoption.is_same_process(record, boot, processes):
-            leftovers[record.marker] = (slot_text, Tree(record.marker, {record.leader}))
-        state.put_entry(adoption.SECTION, slot_text, None)
-    tasks = TaskGroup()
-    try:
-        for slot_text, tree in leftovers.values():
-            log.info("ending %r, launched by an earlier router for an engine that is gone", slot_text)
-            left = await end_tree(tree, signal_number("TERM"), _LEFTOVER_GRACE_S, tasks)
-            if left:
-                log.error("%r would not stop: processes %s", slot_text, sorted(key.pid for key in left))
-    finally:
-        await tasks.close()
-    return sorted({slot_text for slot_text, _tree in leftovers.values()})

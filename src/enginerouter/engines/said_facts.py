@@ -42,6 +42,7 @@ def facts_in_entry(entry: Any) -> ModelFacts:
         size_bytes=_count(entry.get("size")) or _count(entry.get("size_bytes")) or _count(meta.get("size")),
         digest=_digest(entry.get("digest")),
         modified_utc=_moment(entry.get("modified_at")),
+        is_llamacpp=True if entry.get("owned_by") == "llamacpp" else None,
     )
 
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
-from enginerouter.engines import causes, ports
+from enginerouter.engines import causes, ports, proctree
 from enginerouter.engines.child import Child
 from enginerouter.engines.directory import PortUse
 from enginerouter.engines.probe import Answer, Prober, ReadyRule, gap_s
@@ -231,10 +231,14 @@ async def crashed(child: Child) -> EngineCrashed:
 
 
 async def fell_silent(child: Child) -> EngineCrashed:
-    """What to say of a child that lives while what it served with is gone."""
+    """What to say of a child that lives while what it served with is gone, or has closed the port."""
     launch = child.launch
     _, cause, detail = await _autopsy(child)
-    message = f"{_who(launch.slot)} does not listen at port {launch.port} any more; of it only what started it is left"
+    message = f"{_who(launch.slot)} does not listen at port {launch.port} any more"
+    if alive := [pid for pid in sorted(child.listeners) if proctree.is_running(pid)]:
+        message += f", although its process {', '.join(map(str, alive))} lives"
+    else:
+        message += "; of it only what started it is left"
     message = with_cause(message, cause, is_profile=launch.slot.model is not None)
     return EngineCrashed(launch.slot.engine, message, admin_detail=detail)
 

@@ -16,7 +16,7 @@ from collections.abc import Collection
 from enginerouter.command import Said
 from enginerouter.config.engines import EngineSettings, SystemdUnit
 from enginerouter.engines import ports, proctree
-from enginerouter.engines.base import Found, OnExit
+from enginerouter.engines.base import Ended, Found, OnExit
 from enginerouter.engines.child import wait_gone
 from enginerouter.engines.directory import SlotDirectory
 from enginerouter.engines.launch import KILL_TIMEOUT_S, address_of, is_container_client, ready_rule
@@ -75,6 +75,7 @@ class SystemdUnitEngine:
         self._run: UnitRun | None = None
         # What systemd last said; somebody else may have started the unit.
         self._seen = UnitState()
+        self._ended: list[Ended] = []
         self._on_exit: OnExit | None = None
         directory.add(self)
 
@@ -201,8 +202,15 @@ class SystemdUnitEngine:
                 "(`RefuseManualStop=`): stop it by other means",
             )
         log.info("engine %r: unit %r runs but is not ready: it is stopped", self.name, self._settings.unit)
+        keys = await asyncio.to_thread(run.alive)
+        ended = Ended(self._slot, await self.held_bytes(self._slot), frozenset(key.pid for key in keys))
         await self.stop(self._slot)
+        self._ended.append(ended)
         return []
+
+    def take_ended(self) -> list[Ended]:
+        ended, self._ended = self._ended, []
+        return ended
 
     async def _is_fit(self, run: UnitRun) -> bool:
         """Ready and listening. A busy engine may be slow to say so: it is asked twice."""

@@ -58,10 +58,10 @@ class ReusedConnectionFailed(Exception):
 class Upstream:
     """The connections to one engine. `headers` (its key and configured ones) go out with every request.
 
-    `dialects` are those that it speaks; `is_strict`: it refuses fields that its dialect does not have; `has_infill`: it
-    is a llama.cpp, with its own path for filling gaps. `is_server`: not a process of ours, so that it may be another
-    router; `is_router` whether it is one, None until an answer has told; `instance` is that router's id, once it has
-    said it.
+    `dialects` are those that it speaks; `is_strict`: it refuses fields that its dialect does not have; `has_infill`:
+    by its command it is a llama.cpp, which has a path of its own for filling gaps. `is_server`: not a process of ours,
+    so that it may be another router; `is_router` whether it is one, None until an answer has told; `instance` is that
+    router's id, once it has said it.
     """
 
     def __init__(

@@ -183,7 +183,7 @@ class Directory:
                     "or set default_model in the router's configuration"
                 )
         found = self._names.get(name) or self._by_alias(name) or self._live(name)
-        if found is not None and (may_name(found.asked) or _is_permitted(found, name, may_name)):
+        if found is not None and is_permitted(found, name, may_name):
             return found
         raise UnknownModel(name, self.suggestions(may_name))
 
@@ -266,15 +266,16 @@ class Directory:
         # An engine by its name alone: the first of its models.
         return found or next((t for t in self._models.values() if t.engine == entry), None)
 
-    def aliases(self, may_name: MayName) -> list[tuple[Alias, tuple[Target, ...]]]:
-        """The aliases that a key may use, hidden ones and globs too, with what they lead to now."""
-        return [(alias, self._targets_of(alias)) for alias in self._aliases if may_name(alias.name)]
+    def aliases(self, may_name: MayName) -> list[Chain]:
+        """The aliases that a key may use, hidden ones and globs too, with what they lead to now: a rename to one."""
+        return [self._leads_to(alias) for alias in self._aliases if may_name(alias.name)]
 
-    def _targets_of(self, alias: Alias) -> tuple[Target, ...]:
+    def _leads_to(self, alias: Alias) -> Chain:
         if alias.chain:
-            return self._chain(alias).targets
-        found = self._names.get(alias.name) or self._discovered.get(alias.name) or self._known(alias.target or "")
-        return (_renamed(found, alias),) if found is not None else ()
+            return self._chain(alias)
+        end = alias.target or ""
+        found = self._names.get(alias.name) or self._discovered.get(alias.name) or self._known(end)
+        return Chain(alias, (_renamed(found, alias),)) if found is not None else Chain(alias, (), (end,))
 
     def _listed_chain(self, chain: Chain) -> Listed | None:
         """A chain promises what its weakest target can."""
@@ -375,12 +376,12 @@ def _renamed(target: Target, alias: Alias, *, is_glob: bool = False) -> Target:
     )
 
 
-def _is_permitted(found: Route, name: str, may_name: MayName) -> bool:
-    """Whether a key that may not use the canonical name may use this one.
+def is_permitted(found: Route, name: str, may_name: MayName) -> bool:
+    """Whether a key may use what it called by this name.
 
     An alias glob is named by its pattern, and by every name that matches it; a discovered model in two ways.
     """
-    if found.is_glob and may_name(name):
+    if may_name(found.asked) or (found.is_glob and may_name(name)):
         return True
     return isinstance(found, Target) and not found.is_declared and may_name(found.label)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from urllib.parse import urlsplit
 
 from enginerouter.config.check_engines import is_cloud_name, is_surely_remote
 from enginerouter.config.engines import ApiSwap, EngineSettings, GenericProcess, Ollama
 from enginerouter.config.forms import is_loopback
-from enginerouter.errors import Problem
+from enginerouter.config.model import Alias
+from enginerouter.config.report import Report
 
 # What containers call the machine that they run on.
 _NAMES_OF_THE_HOST = frozenset({"host.docker.internal", "gateway.docker.internal", "host.containers.internal"})
@@ -45,22 +46,15 @@ def may_leave(settings: EngineSettings, own: Collection[Network], names: Collect
     return not (is_loopback(host) or host in names or host in _NAMES_OF_THE_HOST or _is_address(host))
 
 
-def fences_out(
-    settings: EngineSettings, own: Collection[Network], names: Collection[str], *, must_stay: bool
-) -> Problem | None:
-    """A warning, where there are fences: an engine that they keep out in doubt.
-
-    `must_stay`: something that is `local_only` leads to it. Then also where it surely is another machine.
-    """
-    is_far = is_remote(settings, own)
-    if not settings.enabled or not may_leave(settings, own, names) or (is_far and not must_stay):
-        return None
-    host = urlsplit(settings.base_url or "").hostname
-    what = f"{host} {'is' if is_far else 'may be'} another machine"
-    return Problem(
-        f"{what}, so what must stay on this one (`local_only`, `remote: false`) passes it over",
-        path=f"engines.{settings.name}.base_url",
-        hint="set `trust_local: true` if it is this machine, or a container on it",
+def warn_of_doubt(settings: EngineSettings, own: Collection[Network], names: Collection[str], report: Report) -> None:
+    """Where there are fences: of an engine that they keep out because its name may be anybody's."""
+    if not settings.enabled or is_remote(settings, own) or not may_leave(settings, own, names):
+        return
+    report.warn(
+        ("engines", settings.name, "base_url"),
+        f"{_host(settings)} may be another machine, so what must stay on this one (`local_only`, `remote: false`) "
+        "passes it over",
+        "set `trust_local: true` if it is this machine, or a container on it",
     )
 
 
@@ -72,18 +66,33 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def takes_memory_elsewhere(settings: EngineSettings, own: Collection[Network]) -> Problem | None:
-    """A warning, for a server on another machine that swaps with the engines of this one as if it were here."""
+def warn_of_memory_elsewhere(settings: EngineSettings, own: Collection[Network], report: Report) -> None:
+    """Of a server on another machine that swaps with the engines of this one as if it were here."""
     if not isinstance(settings, ApiSwap | Ollama) or not settings.enabled or not settings.holds_memory:
-        return None
+        return
     if not is_remote(settings, own):
-        return None
-    host = urlsplit(settings.base_url or "").hostname
-    return Problem(
-        f"{host} is not this machine, but the engine evicts those that are here, as if it needed their memory",
-        path=f"engines.{settings.name}.base_url",
-        hint="set `holds_memory: false`, or `trust_local: true` if it is this machine after all",
+        return
+    report.warn(
+        ("engines", settings.name, "base_url"),
+        f"{_host(settings)} is not this machine, but the engine evicts those that are here, "
+        "as if it needed their memory",
+        "set `holds_memory: false`, or `trust_local: true` if it is this machine after all",
     )
+
+
+def check_stays_here(alias: Alias, engines: Iterable[EngineSettings], own: Collection[Network], report: Report) -> None:
+    """What is `local_only` must not lead to an engine of another machine."""
+    for settings in engines if alias.local_only else ():
+        if is_remote(settings, own):
+            report.error(
+                ("aliases", alias.name, "local_only"),
+                f"leads to engine {settings.name!r}, and {_host(settings)} is not this machine",
+                "take it out of the chain, drop local_only, or set `trust_local: true` on the engine if it is here",
+            )
+
+
+def _host(settings: EngineSettings) -> str:
+    return urlsplit(settings.base_url or "").hostname or ""
 
 
 def is_cloud_model(engine: EngineSettings, model: str, said_remote: Collection[str]) -> bool:

@@ -91,6 +91,8 @@ class Board:
         return self._lane_of[slot.id]
 
     def may_swap(self, lane: Lane) -> bool:
+        if lane.settles_since is not None:
+            return False
         return not self.unasked or all(slot_id.engine not in self.unasked for slot_id in lane.slots)
 
     @property

@@ -12,9 +12,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 
-from enginerouter.engines.base import Engine, Found, Sleeper
+from enginerouter.engines.base import Ended, EndsLeftovers, Engine, Found, Sleeper
 from enginerouter.errors import FreeFailed, NoLongerConfigured, RouterError, ShuttingDown
 from enginerouter.slots import SlotId
 from enginerouter.swap import circuit, eta, lookout, outside, policy, words
@@ -28,8 +28,9 @@ from enginerouter.swap.memory import MemorySource
 from enginerouter.swap.model import Lane, Learned, Observer, Rules, Slot, SlotSpec
 from enginerouter.swap.phases import Event, Phase
 from enginerouter.swap.renewal import Renewals, Renewed, SpecOf
+from enginerouter.swap.settling import log_settled, wait_settled
 from enginerouter.swap.swaps import Swaps
-from enginerouter.swap.takeover import taken_over
+from enginerouter.swap.takeover import Before, owed_by, taken_over
 from enginerouter.swap.walk import CUT_GRACE_S
 from enginerouter.tasks import TaskGroup
 
@@ -90,10 +91,11 @@ class Coordinator:
 
     # --- the life of the coordinator
 
-    async def start(self) -> None:
+    async def start(self, clear: Callable[[], Awaitable[Sequence[Ended]]] | None = None) -> None:
         """Take over what an earlier router left running, begin the preloads, and watch; once, and to its end.
 
-        A lane begins as soon as all engines that have slots in it have answered.
+        `clear` ends first what belongs to no engine here. A lane begins as soon as all engines that have slots in it
+        have answered, and memory that was held by what was ended is back.
         """
         board = self._board
         for engine in self._engines.values():
@@ -102,12 +104,33 @@ class Coordinator:
         slots = board.slots.values()
         looking = lookout.look_after(slots, self._engines, self._memory, lambda: board.rules, self._now, self._turn)
         self._tasks.spawn(looking, "look after leases")
+        before = await Before.read(self._memory)
+        ended = list(await clear()) if clear is not None else []
         async for name, found in taken_over(self._engines):
+            engine = self._engines[name]
+            if isinstance(engine, EndsLeftovers):
+                ended += engine.take_ended()
             self._take_over(name, found)
-            await self._note_asleep(self._engines[name])
+            await self._note_asleep(engine)
             board.unasked.discard(name)
             for lane in [la for la in board.lanes if any(s.engine == name for s in la.slots)]:
-                self._begin_lane(lane)
+                if ended and lane is board.pool and board.may_swap(lane):
+                    lane.settles_since = self._now()
+                    self._tasks.spawn(self._settle(lane, before, ended), "wait for memory")
+                    ended = []
+                else:
+                    self._begin_lane(lane)
+
+    async def _settle(self, lane: Lane, before: Before, ended: Sequence[Ended]) -> None:
+        """Wait for the memory of what was ended here at the start, then let the lane begin."""
+        memory, names = self._memory, ", ".join(str(one.slot) for one in ended)
+        try:
+            owed = owed_by(ended, before, self._board.slots, counts_host_pages=memory.counts_host_pages)
+            settled = await wait_settled(owed, memory, self._board.rules.settle_timeout_s, self._now)
+            log_settled(names, settled, memory)
+        finally:
+            lane.settles_since = None
+        self._begin_lane(lane)
 
     def _begin_lane(self, lane: Lane) -> None:
         if self._board.may_swap(lane):

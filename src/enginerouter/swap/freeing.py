@@ -14,9 +14,7 @@ from enginerouter.engines.base import HasProcesses, LoadsOnRequest, Sleeper
 from enginerouter.errors import FreeFailed
 from enginerouter.swap.held import (
     Measured,
-    describe,
     grown_since_start,
-    is_off_devices,
     learn_came_back,
     note_held,
     note_kept,
@@ -24,7 +22,8 @@ from enginerouter.swap.held import (
 )
 from enginerouter.swap.model import Lane, Slot, Swap
 from enginerouter.swap.phases import NOTHING_TO_DRAIN, Event, Phase
-from enginerouter.swap.settle import READ_EVERY_S, Question, Reading, Settled, Verdict, verdict
+from enginerouter.swap.settle import Verdict
+from enginerouter.swap.settling import Owed, log_settled, wait_settled
 from enginerouter.swap.surroundings import Surroundings
 
 log = logging.getLogger(__name__)
@@ -152,42 +151,23 @@ class Freeing:
         missing = [s.missing_bytes for s in freed if s.missing_bytes is not None]
         is_partial = 0 < len(missing) < len(freed)
         is_bound = any(s.missing_is_bound for s in freed)
-        settled = await self._settled(sum(missing) if missing else None, need, is_partial=is_partial, is_bound=is_bound)
+        owed = Owed(
+            self._before,
+            sum(missing) if missing else None,
+            need=need,
+            pids=self._ended_pids,
+            is_partial=is_partial,
+            is_bound=is_bound,
+        )
+        settled = await wait_settled(owed, self._a.memory, self._a.rules.settle_timeout_s, self._a.now)
         self._swap.settled = settled
         if settled.verdict is Verdict.ENOUGH:
             self._lane.owed_until = self._a.now() - settled.seconds + self._a.rules.settle_timeout_s
         names = ", ".join(str(s.id) for s in freed)
-        problem = self._a.memory.problem if settled.verdict is Verdict.UNREADABLE else ""
-        level = logging.WARNING if settled.verdict in (Verdict.TIMEOUT, Verdict.UNREADABLE) else logging.INFO
-        log.log(level, "memory of %s: %s%s", names, describe(settled), f": {problem}" if problem else "")
+        log_settled(names, settled, self._a.memory)
         for slot in freed:
             learn_came_back(slot, settled, is_alone=len(freed) == 1)
             self._a.move(slot, Event.SETTLED, settled.verdict.value)
-
-    async def _settled(self, held: int | None, need: int | None, *, is_partial: bool, is_bound: bool) -> Settled:
-        began_at, rules, source = self._a.now(), self._a.rules, self._a.memory
-        if source.name == "none" or rules.settle_timeout_s <= 0:
-            return Settled(Verdict.OFF, 0.0, None, held)
-        readings: list[Reading] = []
-        while True:
-            await source.refresh()
-            now, available = self._a.now(), source.available()
-            if available is None or self._before is None:
-                return Settled(Verdict.UNREADABLE, now - began_at, None, held)
-            readings.append(Reading(now, available))
-            is_gone = is_off_devices(self._ended_pids, source.processes())
-            question = Question(
-                self._before,
-                held,
-                need,
-                is_gone=is_gone,
-                timeout_s=rules.settle_timeout_s,
-                is_partial=is_partial,
-                is_bound=is_bound,
-            )
-            if said := verdict(readings, question):
-                return Settled(said, now - began_at, max(0, available - self._before), held)
-            await asyncio.sleep(READ_EVERY_S)
 
 
 def _free_failed(slot: Slot, error: BaseException) -> FreeFailed:

@@ -365,6 +365,7 @@ class Lane:
     Every slot without memory of its own is alone in a lane: it starts at once, even during a swap elsewhere.
     `is_shared`: the lane of all that hold memory. `hold`: for whom its memory is kept free. `owed_until`: till then
     memory may still come back for which a settle did not wait to the end. `wished_until`: the last of its slots'.
+    `settles_since`: from then on what was ended at the start of the router is waited for, and no swap begins.
     """
 
     slots: dict[SlotId, Slot]
@@ -373,6 +374,7 @@ class Lane:
     hold: Hold | None = None
     owed_until: float = 0.0
     wished_until: float = 0.0
+    settles_since: float | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def residents(self) -> list[Slot]:

@@ -20,6 +20,8 @@ def progress(slot: Slot, lane: Lane, now: float) -> str:
         return f"queued {slot.id}, memory is held by {lane.hold.owner} {now - since:.0f}s"
     if swap is not None and swap.plan.target == slot.id:
         return f"swap {swap.step} {slot.id} {now - swap.step_since:.0f}s"
+    if lane.settles_since is not None:
+        return f"swap settling {slot.id} {now - lane.settles_since:.0f}s"
     if slot.is_outdated:
         since = slot.queue[0].arrived_at if slot.queue else now
         running = len(slot.leases)

@@ -34,6 +34,7 @@ from enginerouter.web.params import ModelParams
 
 CACHE = istr("X-EngineRouter-Cache")
 CACHE_CONTROL = "cache-control"
+BASE64 = b'{"encoding_format":"base64"}'
 MIB = 1024 * 1024
 MEMORY = "memory"
 
@@ -82,6 +83,8 @@ class KeptAnswers:
         body: bytes | IO[bytes]
         if translation is None:
             body = await ask.body_for(model, rules)
+            # Kept as it is given; a model's settings may leave the wish out of what the engine gets.
+            form = BASE64 if ask.wants_base64 else b""
         else:
             body, sent_path = await ask.translated_body(translation, model, rules), translation.path
             form = ask.body if isinstance(ask.body, bytes) else b""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import logging
 import os
 import secrets
@@ -21,11 +22,13 @@ from enginerouter.cache.answers import AnswerCache
 from enginerouter.config.changes import Changes, diff
 from enginerouter.config.load import Loaded
 from enginerouter.config.model import Config, EngineSettings
+from enginerouter.config.source import see_file
 from enginerouter.engines.base import Engine
 from enginerouter.engines.directory import SlotDirectory
 from enginerouter.engines.discovery import Discovery
+from enginerouter.engines.left_running import end_launches_of_removed_engines
 from enginerouter.engines.ports import Holder, holder_of
-from enginerouter.engines.registry import build_engines, end_launches_of_removed_engines
+from enginerouter.engines.registry import build_engines
 from enginerouter.engines.served import is_process
 from enginerouter.errors import AlreadyRunning, CannotListen, ConfigError, FreeFailed, Problem
 from enginerouter.metrics import Registry
@@ -34,6 +37,7 @@ from enginerouter.routing.health import Health
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
 from enginerouter.swap.coordinator import Coordinator
+from enginerouter.swap.history import MemoryHistory, Remembering
 from enginerouter.swap.memory import ChosenSource
 from enginerouter.swap.phases import Phase
 from enginerouter.swap.pick import Picked
@@ -79,7 +83,8 @@ class Router:
         self.config = config
         self._sock = sock
         self.registry = Registry()
-        self.memory: ChosenSource = memory if memory is not None else Picked(config.memory_source)
+        self._memory_history = MemoryHistory()
+        self.memory = Remembering(memory or Picked(config.memory_source), self._memory_history)
         self.telemetry = Telemetry(self.registry)
         self.state = StateFile(config.base_dir / config.state_file)
         # Which router this is among others. Of this process alone: two boxes may keep their state in the same place.
@@ -132,6 +137,7 @@ class Router:
             self._snapshot,
             time.monotonic(),
             LearnedFacts(self.state),
+            self._memory_history,
         )
 
     @property
@@ -179,14 +185,14 @@ class Router:
         except OSError as error:
             raise CannotListen(self.config.host, self.config.port, await self._why_not(error)) from error
         self._surface.discovery.begin()
-        await end_launches_of_removed_engines(self.state, self.engines)
         await self._take_over()
         self._prober.begin()
         self._is_up.set()
 
     async def _take_over(self) -> None:
         """Whoever hangs, or is still loading, holds up its own lane and not the router's being there."""
-        self._taking_over = self._tasks.spawn(self.coordinator.start(), "take over what runs")
+        clear = functools.partial(end_launches_of_removed_engines, self.state, tuple(self.engines))
+        self._taking_over = self._tasks.spawn(self.coordinator.start(clear), "take over what runs")
         await asyncio.wait({self._taking_over}, timeout=TAKE_OVER_PATIENCE_S)
         if self._taking_over.done():
             self._taking_over.result()
@@ -398,6 +404,8 @@ def load_certificates(context: ssl.SSLContext, config: Config) -> None:
     """Read them, also anew: connections that come after this see them. Blocks. Raises ConfigError."""
     assert config.tls_cert_file is not None
     try:
+        for file in filter(None, (config.tls_cert_file, config.tls_key_file)):
+            see_file(file)
         context.load_cert_chain(config.tls_cert_file, config.tls_key_file)
     except OSError as error:  # ssl.SSLError is one
         files = f"{config.tls_cert_file} and {config.tls_key_file}"

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from typing import IO, Any
 
 from enginerouter.dialects.base import Dialect
-from enginerouter.dialects.openai import RESPONSES
+from enginerouter.dialects.openai import EMBEDDINGS, RESPONSES
 from enginerouter.dialects.params import NO_RULES, ParamRules, changed, of_translated
 from enginerouter.dialects.reading import Json
 from enginerouter.dialects.translation import OPENAI, Translation, dialect_of, payload, plan
@@ -33,10 +33,21 @@ class Ask:
     """One request's wishes. `body` is what the client sent: bytes, or a temporary file at its start.
 
     `model` is the name that was asked for, `sent_model` what stands under "model" in the body: in Ollama's dialect a
-    model may also be a "name".
+    model may also be a "name". `wants_base64` is said of vectors.
     """
 
-    __slots__ = ("_form", "_parsed", "body", "dialect", "model", "path", "sent_model", "wants_stream")
+    __slots__ = (
+        "_form",
+        "_parsed",
+        "body",
+        "dialect",
+        "model",
+        "path",
+        "previous_response_id",
+        "sent_model",
+        "wants_base64",
+        "wants_stream",
+    )
 
     def __init__(self, path: str, body: bytes | IO[bytes], parsed: Json, form: Body | None = None) -> None:
         self.body = body
@@ -48,6 +59,9 @@ class Ask:
         if self.model is None and self.dialect is not OPENAI:
             self.model = model_of({"model": self.dialect.model_of(parsed)})
         self.wants_stream = self.dialect.wants_stream(path, parsed)
+        given = parsed.get("previous_response_id") if self.makes_response else None
+        self.previous_response_id = given if isinstance(given, str) else None
+        self.wants_base64 = path == EMBEDDINGS and parsed.get("encoding_format") == "base64"
 
     @property
     def json(self) -> Json:
@@ -55,8 +69,9 @@ class Ask:
         return self._parsed
 
     @property
-    def is_responses(self) -> bool:
-        return self.path.startswith(RESPONSES)
+    def makes_response(self) -> bool:
+        """Whether its answer may be stored by the engine: not where it asks for one that is."""
+        return self.path == RESPONSES
 
     @property
     def is_repeatable(self) -> bool:
@@ -67,13 +82,6 @@ class Ask:
     def answers_json(self) -> bool:
         """Whether white space may come before the answer: audio is no JSON."""
         return not self.path.startswith("/v1/audio/")
-
-    @property
-    def previous_response_id(self) -> str | None:
-        if not self.is_responses:
-            return None
-        given = self._parsed.get("previous_response_id")
-        return given if isinstance(given, str) else None
 
     async def body_for(self, model: str, rules: ParamRules = NO_RULES) -> bytes | IO[bytes]:
         """What a target gets: the model as its engine knows it, after what the model's settings change.

@@ -15,20 +15,19 @@ from urllib.parse import parse_qs
 from aiohttp import web
 
 from enginerouter import __version__
-from enginerouter.config.model import Alias
 from enginerouter.engines.base import Engine
 from enginerouter.engines.describe import ShowsModels
 from enginerouter.engines.loaded import is_elsewhere
 from enginerouter.errors import BadRequest
-from enginerouter.routing.target import Target
+from enginerouter.routing.target import Chain
 from enginerouter.web.edge import EdgeCall
 from enginerouter.web.entries import Entry
 from enginerouter.web.json_body import json_object, model_of
 from enginerouter.web.knowledge import Knowledge, resident
 from enginerouter.web.naming import Naming
 from enginerouter.web.shapes import llamacpp, lmstudio, ollama, openai
+from enginerouter.web.shapes.names import Aliases, AliasShown
 
-CHAIN_SETTINGS = ("go_on_after_s", "first_byte_timeout_s", "on_mismatch", "mix_embeddings", "retry_unsafe")
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models")
 MOST_PARAMETERS = 100
 
@@ -65,9 +64,11 @@ class Catalog:
         return json_answer(openai.model(await self._knowledge.entry(call.params["id"], call.identity)))
 
     async def aliases(self, call: EdgeCall) -> web.StreamResponse:
-        """Every alias, with the targets that it leads to in their order: one for a rename, several for a chain."""
+        """Every alias, with the targets that it leads to in their order: one for a rename, several for a chain.
+        Under `unknown`, what it names and no engine has now.
+        """
         found = await self._naming.aliases(call.identity)
-        return json_answer({"object": "list", "data": [_alias_entry(alias, targets) for alias, targets in found]})
+        return json_answer(Aliases(object="list", data=[_alias_entry(chain) for chain in found]))
 
     # --- Ollama
 
@@ -151,17 +152,23 @@ async def _shown_name(call: EdgeCall) -> str:
     return name
 
 
-def _alias_entry(alias: Alias, targets: Sequence[Target]) -> dict[str, Any]:
-    entry: dict[str, Any] = {
+def _alias_entry(chain: Chain) -> AliasShown:
+    alias = chain.alias
+    entry: AliasShown = {
         "id": alias.name,
         "object": "alias",
         "kind": "chain" if alias.chain else "rename",
         "description": alias.description,
         "local_only": alias.local_only,
         "hidden": alias.hidden,
-        "targets": [{"target": t.label, "engine": t.engine, "model": t.model_id} for t in targets],
+        "targets": [{"target": t.label, "engine": t.engine, "model": t.model_id} for t in chain.targets],
+        "unknown": list(chain.unknown),
     }
     if alias.chain:
-        entry["chain"] = [t.label for t in targets]
-        entry |= {name: getattr(alias, name) for name in CHAIN_SETTINGS}
+        entry["chain"] = [t.label for t in chain.targets]
+        entry["go_on_after_s"] = alias.go_on_after_s
+        entry["first_byte_timeout_s"] = alias.first_byte_timeout_s
+        entry["on_mismatch"] = alias.on_mismatch
+        entry["mix_embeddings"] = alias.mix_embeddings
+        entry["retry_unsafe"] = alias.retry_unsafe
     return entry

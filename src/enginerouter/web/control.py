@@ -35,6 +35,7 @@ from enginerouter.web.keys import Identity
 from enginerouter.web.naming import Naming
 from enginerouter.web.reload import Reloader
 from enginerouter.web.shapes import control as shapes
+from enginerouter.web.shapes.names import AvailableModel, AvailableModels, SwitchingStatus, SwitchingTo
 from enginerouter.web.telemetry import Telemetry, swap_fields
 
 log = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ class Control:
                 for s in slots
             ],
             "last_swaps": {
-                str(slot): swap_fields(report, self._telemetry.swapped_at[slot], freed=shown)
+                str(slot): swap_fields(report, self._telemetry.swapped_at[slot], shown, is_admin=identity.is_admin)
                 for slot, report in self._telemetry.last_swap.items()
                 if slot in shown
             },
@@ -206,24 +207,26 @@ class Control:
     async def models_available(self, call: EdgeCall) -> web.StreamResponse:
         """What can be switched to, as a sidecar for profiles told it."""
         listed = [m for m in await self._naming.listed(call.identity) if m.alias_of is None]
-        models = [
+        models: list[AvailableModel] = [
             {"id": m.id, "name": m.display_name, "engine": m.engine, "status": self._phase(m.slot)} for m in listed
         ]
-        return json_answer({"models": models, "active": self._active(call.identity)})
+        return json_answer(AvailableModels(models=models, active=self._active(call.identity)))
 
     async def models_status(self, call: EdgeCall) -> web.StreamResponse:
         """What is loaded, and what is being switched to."""
         slots, now = self._coordinator.slots, time.monotonic()
         lanes = {id(lane): lane for lane in (self._coordinator.lane_of(s) for s in slots)}
         swaps = [lane.swap for lane in lanes.values() if lane.swap is not None and lane.swap.plan.target is not None]
-        active, switching = self._active(call.identity), None
+        active = self._active(call.identity)
+        switching: SwitchingTo | None = None
         if swaps and swaps[0].plan.target is not None:
             target = swaps[0].plan.target
             models = self._naming.models_of(target, call.identity)
             seconds = round(now - swaps[0].began_at, 2)
-            switching = {"model": models[0] if models else None, "step": swaps[0].step, "seconds": seconds}
-        status = "switching" if switching else "ready" if active is not None else "idle"
-        return json_answer({"status": status, "active": active, "switching_to": switching})
+            switching = SwitchingTo(model=models[0] if models else None, step=swaps[0].step, seconds=seconds)
+        at_rest: Literal["ready", "idle"] = "ready" if active is not None else "idle"
+        status = SwitchingStatus(status="switching" if switching else at_rest, active=active, switching_to=switching)
+        return json_answer(status)
 
     async def models_switch(self, call: EdgeCall) -> web.StreamResponse:
         """As `/admin/swap`, by the model's id alone: `{"model": …}`, or `{"profile": …}` as the sidecar called it."""

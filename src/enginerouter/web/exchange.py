@@ -1,6 +1,7 @@
 """One request between its client and one engine: the lease, the engine's answer, and its way to the client.
 
-What is here passes an answer through as it is; `translating.py` adds the engines that speak another dialect.
+What is here passes an answer through as it is; `mending.py` adds what an engine left out of it, `translating.py` the
+engines that speak another dialect.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -26,6 +27,7 @@ from enginerouter.dialects.beginnings import (
 )
 from enginerouter.dialects.openai import engine_error_fields
 from enginerouter.dialects.params import NO_RULES
+from enginerouter.dialects.response_events import Numbering
 from enginerouter.dialects.usage import TAIL_BYTES, usage_said
 from enginerouter.errors import FirstByteTimeout, RouterError, UpstreamFailed, printable
 from enginerouter.proxy.downstream import Downstream, KeepAlive
@@ -71,7 +73,8 @@ ERROR_BYTES = 64 * 1024
 class Surroundings:
     """What all exchanges share. `addresses` gives the URL that a ready slot answers at.
 
-    `instance` is this router's id among others, for `X-EngineRouter-Via`.
+    `instance` is this router's id among others, for `X-EngineRouter-Via`. `has_infill`: a target's engine has said that
+    it is a llama.cpp.
     """
 
     instance: str
@@ -86,6 +89,7 @@ class Surroundings:
     owners: ResponseOwners
     params: ModelParams
     answers: KeptAnswers
+    has_infill: Callable[[Target], bool]
     tasks: TaskGroup
 
     def via(self, call: EdgeCall) -> str:
@@ -350,21 +354,25 @@ class Exchange:
             # Every event is passed on when it comes, and the last one may be ours.
             length = None
         if length is not None and length <= WHOLE_BYTES and self._clock is None:
-            body = await self._read(answer)
-            if answer.status >= 400:
-                body = self._noted(answer, body)
-            elif (found := self._error_in(answer, body)) is not None:
-                self._judge_first(found)
-            self._first_byte()
-            if self._ask.is_responses and answer.status < 400:
-                self._owners.note(body, self._target, self._call.identity.name)
-            self._record.usage = usage_said(body)
-            if self._question is not None:
-                Copy(self._question, answer).whole(body)
+            body = self._note_whole(answer, await self._read(answer))
             return web.Response(status=answer.status, headers=headers, body=body)
         await self._client.begin(answer.status, headers, length)
         await self._pump(answer, lease)
         return await self._client.finish()
+
+    def _note_whole(self, answer: ClientResponse, body: bytes) -> bytes:
+        """Note what an answer that is here altogether says; what of it goes on to the client."""
+        if answer.status >= 400:
+            body = self._noted(answer, body)
+        elif (found := self._error_in(answer, body)) is not None:
+            self._judge_first(found)
+        self._first_byte()
+        if self._ask.makes_response and answer.status < 400:
+            self._owners.note(body, self._target, self._call.identity.name, self._ask)
+        self._record.usage = usage_said(body)
+        if self._question is not None:
+            Copy(self._question, answer).whole(body)
+        return body
 
     def _noted(self, answer: ClientResponse, said: bytes) -> bytes:
         """Note an error of the engine; what of it goes on to the client."""
@@ -423,9 +431,10 @@ class Exchange:
             chunk = self._noted(answer, chunk)
         beginning = self._beginning_of(answer, chunk)
         self._first_byte()
-        seen, is_looking = b"", self._ask.is_responses
+        seen, is_looking = b"", self._ask.makes_response
         first, before, last = chunk, b"", b""
         copy = Copy(self._question, answer) if self._question is not None else None
+        numbering = self._numbering(answer)
         while chunk:
             if beginning is not None and (found := beginning.feed(chunk)) is not None:
                 beginning = None
@@ -434,21 +443,27 @@ class Exchange:
                 copy.add(chunk)
             if is_looking:
                 seen += chunk
-                is_looking = not self._owners.note(seen, self._target, self._call.identity.name)
+                is_looking = not self._owners.note(seen, self._target, self._call.identity.name, self._ask)
             now = lease.last_byte_at = monotonic()
             lease.waits_for_client = True
-            await write(chunk, now)
+            await write(chunk if numbering is None else numbering.feed(chunk), now)
             lease.waits_for_client = False
             before, last = last, chunk
             try:
                 chunk = await read()
             except (aiohttp.ClientError, ConnectionError) as error:
                 raise await self._broken(error) from error
+        if numbering is not None:
+            await write(numbering.end(), monotonic())
         self._record.usage = usage_said(before[-TAIL_BYTES:] + last, first)
         if not is_framed(answer):
             await asyncio.sleep(UNFRAMED_NOTICE_S)
         elif copy is not None:
             copy.whole()
+
+    def _numbering(self, answer: ClientResponse) -> Numbering | None:
+        """What the stream goes through on its way; None for all that passes as it is."""
+        return None
 
     def _error_in(self, answer: ClientResponse, said: bytes) -> ErrorSaid | None:
         """The error that a JSON answer of status 200 is."""

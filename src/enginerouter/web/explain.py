@@ -5,7 +5,7 @@ in it. The body is the request itself, `?path=` the path it would go to. Nothing
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -41,8 +41,10 @@ class Explain:
         coordinator: Coordinator,
         health: Health,
         upstreams: Mapping[str, Upstream],
+        has_infill: Callable[[Target], bool],
     ) -> None:
         self._upstreams = upstreams
+        self._has_infill = has_infill
         self._naming = naming
         self._params = params
         self._coordinator = coordinator
@@ -85,7 +87,7 @@ class Explain:
                 engine.dialects,
                 answer_id="",
                 is_strict=engine.is_strict,
-                has_infill=engine.has_infill,
+                has_infill=engine.has_infill or self._has_infill(target),
             )
             if translation is not None:
                 sent_path, body = translation.path, translation.body

@@ -37,7 +37,7 @@ METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
 class Extras:
-    """The handlers."""
+    """The handlers. `addresses`: the URL that a ready slot answers at; `bases`: what is configured of it, by engine."""
 
     def __init__(
         self,
@@ -46,6 +46,7 @@ class Extras:
         telemetry: Telemetry,
         upstreams: Mapping[str, Upstream],
         addresses: Mapping[SlotId, str],
+        bases: Mapping[str, str],
         *,
         allows_destructive: bool,
     ) -> None:
@@ -54,6 +55,7 @@ class Extras:
         self._telemetry = telemetry
         self._upstreams = upstreams
         self._addresses = addresses
+        self._bases = bases
         self._allows_destructive = allows_destructive
 
     async def look(self, call: EdgeCall) -> web.StreamResponse:
@@ -76,8 +78,7 @@ class Extras:
     async def upstream(self, call: EdgeCall) -> web.StreamResponse:
         """Any path of an engine, as it is. A GET loads nothing."""
         engine, path = call.params["engine"], "/" + call.params["path"]
-        if is_destructive(path) and not self._allows_destructive:
-            raise switched_off(f"{call.request.method} {printable(path)} of an engine")
+        self._refuse_destructive(call, self._bases.get(engine, ""), path)
         with self._recorded(call) as record:
             record.asked = engine if engine in self._upstreams else ""
             body = await call.read_body()
@@ -96,6 +97,8 @@ class Extras:
     ) -> web.StreamResponse:
         with lease:
             slot = lease.slot.id
+            # As it was launched, it may answer elsewhere than it is configured.
+            self._refuse_destructive(call, self._addresses[slot], path)
             response = await pass_on(
                 call,
                 self._upstreams[slot.engine],
@@ -107,6 +110,10 @@ class Extras:
             )
             record.status = response.status
             return response
+
+    def _refuse_destructive(self, call: EdgeCall, base: str, path: str) -> None:
+        if not self._allows_destructive and is_destructive(base, path):
+            raise switched_off(f"{call.request.method} {printable(path)} of an engine")
 
     async def _queue(self, slot: SlotId, call: EdgeCall, record: Record) -> Lease:
         """Wait for a lease. Whatever ends the wait, the place in the queue is given back."""

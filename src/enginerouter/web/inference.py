@@ -66,7 +66,7 @@ class Inference:
 
     async def _route(self, call: EdgeCall, ask: Ask) -> Route:
         before = ask.previous_response_id
-        if before is not None and (owned := self._around.owners.known(before, call.identity.name)) is not None:
+        if before is not None and (owned := self._around.owners.known(before, call.identity)) is not None:
             return await self._pinned(owned, call, ask)
         return await self._naming.route(ask.model, call.identity, self._naming.resident)
 
@@ -87,7 +87,7 @@ class Inference:
     async def follow(self, call: EdgeCall) -> web.StreamResponse:
         """GET, DELETE or cancel of a stored response: goes to the engine that made it, and never swaps."""
         with self._recorded(call) as record:
-            target = self._around.owners.owner(call.params["id"], call.identity.name)
+            target = self._around.owners.owner(call.params["id"], call.identity)
             self._naming.check_fence(target, call.identity)
             record.name(target)
             body = await call.read_body()

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from enginerouter.addresses import stands_for_v1
 from enginerouter.config.engines import EngineSettings, GenericProcess
 from enginerouter.config.model import Config, Model
 from enginerouter.engines.base import Engine
@@ -86,6 +87,11 @@ class Knowledge:
         learned, command = self._learned.of(target.slot, how.digest), how.command.facts
         # What flags leave a model to do counts more than what it could: an embedder's template is one for chats.
         return known(configured, ModelFacts(capabilities=command.capabilities), listed, learned, command, of_file)
+
+    def has_infill(self, target: Target) -> bool:
+        """Whether its engine has said that it is a llama.cpp, and is reached at its root: there is its `/infill`."""
+        base = self._engines[target.engine].base_url
+        return bool(self.facts_of(target).is_llamacpp) and not (base is not None and stands_for_v1(base))
 
     # --- the parts
 

@@ -55,6 +55,8 @@ def _written(facts: ModelFacts) -> dict[str, Any]:
     said: dict[str, Any] = {"context_length": facts.context_length, "also": sorted(facts.also)}
     if facts.capabilities is not None:
         said["capabilities"] = sorted(facts.capabilities)
+    if facts.is_llamacpp:
+        said["is_llamacpp"] = True
     return said
 
 
@@ -67,6 +69,7 @@ def _read(entry: Mapping[str, Any]) -> ModelFacts:
         context_length=length if is_sound else None,
         capabilities=_words(said) if isinstance(said, list) else None,
         also=_words(entry.get("also")),
+        is_llamacpp=True if entry.get("is_llamacpp") is True else None,
     )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
+from pathlib import Path
 
 import psutil
 
-from enginerouter.config.model import Config
-from enginerouter.errors import Problem
+from enginerouter.config.load import Loaded, load
+from enginerouter.config.report import Report
+from enginerouter.errors import ConfigError
 from enginerouter.routing import fences
 from enginerouter.routing.directory import Directory
 
@@ -25,14 +28,22 @@ def own_names() -> frozenset[str]:
     return frozenset({full, short, f"{short}.local"})
 
 
-def warnings_here(config: Config) -> list[Problem]:
-    """What the file alone does not tell, and somebody should look at."""
-    own = own_networks()
-    engines = config.engines.values()
-    found = [fences.takes_memory_elsewhere(engine, own) for engine in engines]
-    aliases = Directory(config).aliases(lambda _name: True)
-    must_stay = {target.engine for _, targets in aliases for target in targets if target.stays_local}
-    if must_stay or not all(key.remote for key in config.api_keys):
-        names = own_names()
-        found += [fences.fences_out(e, own, names, must_stay=e.name in must_stay) for e in engines]
-    return [warning for warning in found if warning is not None]
+def load_here(path: Path) -> Loaded:
+    """A configuration that can be used on this machine. Blocks. Raises ConfigError with all problems."""
+    loaded = load(path)
+    config, own, names = loaded.config, own_networks(), own_names()
+    report = Report(loaded.file, loaded.lines)
+    for engine in config.engines.values():
+        fences.warn_of_memory_elsewhere(engine, own, report)
+    stays_local = False
+    for chain in Directory(config).aliases(lambda _name: True):
+        engines = dict.fromkeys(target.engine for target in chain.targets)
+        fences.check_stays_here(chain.alias, (config.engines[name] for name in engines), own, report)
+        stays_local = stays_local or any(target.stays_local for target in chain.targets)
+    if stays_local or not all(key.remote for key in config.api_keys):
+        for engine in config.engines.values():
+            fences.warn_of_doubt(engine, own, names, report)
+    warnings = (*loaded.warnings, *report.warnings)
+    if report.errors:
+        raise ConfigError(report.errors, warnings)
+    return dataclasses.replace(loaded, warnings=warnings)

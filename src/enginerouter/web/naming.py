@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from dataclasses import replace
 
-from enginerouter.config.model import Alias, EngineSettings
+from enginerouter.config.model import EngineSettings
 from enginerouter.engines.discovery import Discovery
 from enginerouter.engines.loaded import Listing
 from enginerouter.engines.model_facts import ModelFacts
@@ -217,16 +218,16 @@ class Naming:
             await self._discovery.freshen(CATALOGUE_PATIENCE_S)
         return [m for m in self.directory.listed(identity.may_name) if self._may_see(m, identity)]
 
-    async def aliases(self, identity: Identity) -> list[tuple[Alias, list[Target]]]:
+    async def aliases(self, identity: Identity) -> list[Chain]:
         """The aliases that this key may use, with those of their targets that it may; hidden ones for admins only."""
         if self._discovery is not None:
             await self._discovery.freshen(CATALOGUE_PATIENCE_S)
         found = [
-            (alias, [t for t in targets if not self.is_fenced(t, identity)])
-            for alias, targets in self.directory.aliases(identity.may_name)
-            if identity.is_admin or not alias.hidden
+            replace(chain, targets=tuple(t for t in chain.targets if not self.is_fenced(t, identity)))
+            for chain in self.directory.aliases(identity.may_name)
+            if identity.is_admin or not chain.alias.hidden
         ]
-        return [(alias, targets) for alias, targets in found if targets or identity.is_admin]
+        return [chain for chain in found if chain.targets or identity.is_admin]
 
     async def find(self, name: str, identity: Identity) -> Listed:
         """One entry, by any name that requests may use. Raises what `Directory.resolve` raises."""

@@ -10,12 +10,14 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from aiohttp import web
 
+from enginerouter.addresses import joined
 from enginerouter.errors import BadRequest, Forbidden, NotBuilt, UnknownModel, printable
 from enginerouter.proxy.upstream import Upstream
 from enginerouter.routing.directory import respelt
@@ -164,10 +166,21 @@ class OllamaManagement:
         return Recorded(record, self._telemetry)
 
 
-def is_destructive(path: str) -> bool:
-    """Whether a path of an engine, as it was sent, is one of those behind the switch, however it is spelt there."""
-    first, _, rest = unquote(path, errors="replace").strip("/").lower().partition("/")
-    return first == "api" and rest.partition("/")[0] in _DESTRUCTIVE
+def is_destructive(base: str, path: str) -> bool:
+    """Whether a raw path under the base URL of an engine is one of those behind the switch, however it is spelt there.
+
+    Also where more comes before it: an Ollama may be behind a server that takes a prefix away.
+    """
+    raw = urlsplit(joined(base, path)).path
+    while (decoded := unquote(raw, errors="replace")) != raw:  # more than one server may decode it
+        raw = decoded
+    segments: list[str] = []
+    for segment in raw.replace("\\", "/").lower().split("/"):
+        if segment.strip() == "..":
+            del segments[-1:]
+        elif segment.strip() not in ("", "."):
+            segments.append(segment.strip())
+    return any(first == "api" and then in _DESTRUCTIVE for first, then in pairwise(segments))
 
 
 def switched_off(what: str) -> Forbidden:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import stat
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,11 +18,13 @@ from typing import Any
 from aiohttp import web
 
 from enginerouter.config.changes import Changes
-from enginerouter.config.load import Loaded, load
+from enginerouter.config.load import Loaded
+from enginerouter.config.source import NotAFile, see_file
 from enginerouter.errors import BadRequest, ConfigError, Problem, ShuttingDown
 from enginerouter.tasks import TaskGroup
 from enginerouter.web.catalog import json_answer
 from enginerouter.web.edge import EdgeCall
+from enginerouter.web.machine import load_here
 from enginerouter.web.shapes.control import Reloaded, Told
 
 log = logging.getLogger(__name__)
@@ -153,15 +154,15 @@ class Reloader:
 
 
 def _load_again(path: Path) -> Loaded:
-    """Raises ConfigError. A pipe would be waited for, perhaps for ever, and the end of the router with it."""
+    """Raises ConfigError, also for a pipe, which a start may read."""
     try:
-        mode = path.stat().st_mode
+        see_file(path)
+    except NotAFile as error:
+        problem = f"cannot be read again: {error.strerror}"
+        raise ConfigError([Problem(problem, file=str(path), hint="put the configuration into a file")]) from error
     except OSError:
-        return load(path)  # it says what is wrong
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        problem = "this is a pipe or a device, not a file: it cannot be read again"
-        raise ConfigError([Problem(problem, file=str(path), hint="put the configuration into a file")])
-    return load(path)
+        pass  # loading says what is wrong
+    return load_here(path)
 
 
 def describe(changes: Changes) -> str:

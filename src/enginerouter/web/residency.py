@@ -2,25 +2,30 @@
 
 An engine that speaks Ollama does as it is told itself. For every other one the router does it: a load is a swap like
 any other, an unload frees the slot once it is idle, and a `keep_alive` is the time that the slot may then be idle.
+
+A load is answered with one object. Who asked for a stream, as `ollama run` does, gets its keep-alives meanwhile.
 """
 
 from __future__ import annotations
 
+import json
 import time
 
-from aiohttp import web
+from aiohttp import ClientResponse, web
 from multidict import CIMultiDict
 
 from enginerouter.dialects import ollama
+from enginerouter.dialects.beginnings import error_in_whole
 from enginerouter.dialects.ollama import Residency
 from enginerouter.dialects.reading import compact
-from enginerouter.errors import Forbidden
+from enginerouter.errors import Forbidden, UpstreamFailed
 from enginerouter.routing.target import Chain, Route, Target
 from enginerouter.swap.model import Lease
 from enginerouter.swap.phases import Phase
+from enginerouter.web.answering import end_stream, is_packed
 from enginerouter.web.ask import Ask
 from enginerouter.web.edge import EdgeCall
-from enginerouter.web.exchange import Exchange, Surroundings
+from enginerouter.web.exchange import ERROR_BYTES, Exchange, Surroundings
 from enginerouter.web.naming import Naming
 from enginerouter.web.telemetry import Record
 from enginerouter.web.translating import AnyExchange
@@ -43,11 +48,31 @@ class Loading(Exchange):
         body = _said(self._ask, self._target, self.wish, load_s)
         await self._client.pause()
         if self._client.is_committed:
-            await self._client.write(body, time.monotonic())
+            await self._client.write(body + b"\n" if self._client.is_event_stream else body, time.monotonic())
             return await self._client.finish()
         headers: CIMultiDict[str] = CIMultiDict({"Content-Type": JSON})
         self._add_ours(headers)
         return web.Response(headers=headers, body=body)
+
+
+class ToldToLoad(AnyExchange):
+    """A load that the engine does itself. It answers with one object: after the commit, the only line of the stream."""
+
+    async def _relay_after_commit(self, answer: ClientResponse, lease: Lease) -> web.StreamResponse:
+        client, engine = self._client, self._target.engine
+        if not client.is_event_stream or answer.status >= 400 or answer.content_type != JSON or is_packed(answer):
+            return await super()._relay_after_commit(answer, lease)
+        body = self._note_whole(answer, await self._read(answer, at_most=ERROR_BYTES))
+        if (failed := error_in_whole(body)) is not None:
+            return await end_stream(client, self._ask, failed.status, failed.fields)
+        try:
+            said = json.loads(body)
+        except (ValueError, RecursionError):
+            raise UpstreamFailed(
+                engine, f"{engine} was told to load {self._target.label}, and said no answer"
+            ) from None
+        await client.write(compact(said).encode() + b"\n", time.monotonic())
+        return await client.finish()
 
 
 class Residence:
@@ -62,14 +87,15 @@ class Residence:
     ) -> web.StreamResponse:
         target = one_target(route, self._naming, self._around, call)
         record.name(target)
-        ask.wants_stream = record.is_stream = False  # the answer is one object in any case
+        record.is_stream = False  # the answer is one object in any case
         speaks_it = "ollama" in self._around.upstreams[target.engine].dialects
         if wish.action == "load":
             if speaks_it:
-                return await AnyExchange(self._around, call, ask, target, record).run()
+                return await ToldToLoad(self._around, call, ask, target, record).run()
             loading = Loading(self._around, call, ask, target, record)
             loading.wish = wish
             return await loading.run()
+        ask.wants_stream = False  # nothing is waited for
         if speaks_it and (lease := self._around.coordinator.lease_beside(target.slot)) is not None:
             # It may have other models in memory, which stay.
             return await AnyExchange(self._around, call, ask, target, record).run(lease)

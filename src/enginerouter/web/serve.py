@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 
 from enginerouter.config.load import Loaded
 from enginerouter.config.model import Config
+from enginerouter.service.hangup import EarlyHangup
 from enginerouter.service.notify import Notifier, feed_watchdog
 from enginerouter.service.sockets import given_socket
 from enginerouter.tasks import TaskGroup
@@ -18,7 +19,6 @@ from enginerouter.web.app import Router
 from enginerouter.web.control import STUCK_AFTER_S
 from enginerouter.web.listener import parser_problem
 from enginerouter.web.logs import FLUSH_EVERY_S, CollectingHandler, set_up
-from enginerouter.web.machine import warnings_here
 from enginerouter.web.slots_of import stop_s
 
 log = logging.getLogger(__name__)
@@ -28,15 +28,15 @@ LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 COLLECT_AFTER = 20_000
 
 
-def serve(loaded: Loaded) -> int:
+def serve(loaded: Loaded, early: EarlyHangup) -> int:
     """Serve until SIGTERM or Ctrl-C; a second one ends it at once. Gives the exit status. Raises CannotListen."""
     config = loaded.config
     output = set_up(config.log_level, config.log_file, config.log_format)
     try:
-        for warning in (*loaded.warnings, *warnings_here(config)):
+        for warning in loaded.warnings:
             log.warning("%s", warning)
         _warn_of_exposure(config)
-        return asyncio.run(_serve(config, output))
+        return asyncio.run(_serve(config, output, early))
     finally:
         logging.shutdown()
 
@@ -51,7 +51,7 @@ def _warn_of_exposure(config: Config) -> None:
         log.warning("%s", problem)
 
 
-async def _serve(config: Config, output: CollectingHandler) -> int:
+async def _serve(config: Config, output: CollectingHandler, early: EarlyHangup) -> int:
     router = Router(config, sock=given_socket())
     notifier = Notifier.from_environment()
     tasks = TaskGroup()
@@ -68,6 +68,8 @@ async def _serve(config: Config, output: CollectingHandler) -> int:
                     feed_watchdog(notifier, router.coordinator.seconds_since_turn, STUCK_AFTER_S), "feed the watchdog"
                 )
                 _collect_less()
+                if early.came:
+                    router.reloader.request()
                 await stop.wait()
             config = router.config  # as of the last reload
             notifier.stopping(stop_s(config))

@@ -29,6 +29,7 @@ from enginerouter.routing.health import Health
 from enginerouter.slots import SlotId
 from enginerouter.state import StateFile
 from enginerouter.swap.coordinator import Coordinator
+from enginerouter.swap.history import MemoryHistory
 from enginerouter.swap.memory import ChosenSource
 from enginerouter.swap.phases import Phase
 from enginerouter.tasks import TaskGroup
@@ -109,6 +110,7 @@ class Lasting:
     snapshot: Snapshot
     began_at: float
     learned_facts: LearnedFacts
+    memory_history: MemoryHistory
     file_facts: FileFacts = field(default_factory=FileFacts)
     addresses: dict[SlotId, str] = field(default_factory=dict)
     upstreams: dict[str, Upstream] = field(default_factory=dict)
@@ -238,6 +240,7 @@ class Surface:
             lasting.owners,
             params,
             KeptAnswers(self.cache, config, params),
+            self.knowledge.has_infill,
             lasting.tasks,
         )
 
@@ -248,8 +251,10 @@ class Surface:
         inference = Inference(naming, self._surroundings(params))
         catalog = Catalog(naming, self.knowledge, self._engines, config.default_model)
         discovering = Discovering(naming, self.discovery)
-        explain = Explain(naming, params, lasting.coordinator, lasting.health, self._upstreams)
-        watching = Watching(lasting.telemetry.hub, naming, lasting.snapshot, log_files(config), journals(config))
+        has_infill = self.knowledge.has_infill
+        explain = Explain(naming, params, lasting.coordinator, lasting.health, self._upstreams, has_infill)
+        hub, history = lasting.telemetry.hub, lasting.memory_history
+        watching = Watching(hub, naming, lasting.snapshot, history, log_files(config), journals(config))
         for path in INFERENCE_PATHS:
             yield Route("POST", path, inference.serve)
         metrics_access: Access = "key" if config.metrics_require_key else "open"
@@ -289,6 +294,7 @@ class Surface:
             lasting.telemetry,
             self._upstreams,
             lasting.addresses,
+            {name: settings.base_url or "" for name, settings in self._settings.items()},
             allows_destructive=config.allow_destructive_ollama_api,
         )
         yield from extra_routes(extras, inference)

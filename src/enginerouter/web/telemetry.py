@@ -223,7 +223,7 @@ class Telemetry:
         slots = (plan.target,) if plan.target is not None else tuple(report.freed)
         at = round(time.time(), 3)
         swapped = {"target": to, **swap_fields(report, at)}
-        self.hub.publish(Event("swap", swapped, slots=slots, admin_only=("freed",)), is_remembered=True)
+        self.hub.publish(Event("swap", swapped, slots=slots, admin_only=("freed", "error")), is_remembered=True)
         if report.settled is not None:
             self._settle_s.observe(report.settled.seconds)
             self._verdicts.inc((report.settled.verdict.value,))
@@ -324,7 +324,9 @@ class Recorded:
         self._telemetry.ended(self._record)
 
 
-def swap_fields(report: SwapReport, at: float, freed: Collection[SlotId] | None = None) -> LastSwap:
+def swap_fields(
+    report: SwapReport, at: float, freed: Collection[SlotId] | None = None, *, is_admin: bool = True
+) -> LastSwap:
     """A swap that ended `at`, in Unix seconds, as `/status` and `/events` show it; of what it freed only `freed`."""
     return {
         "at": at,
@@ -333,6 +335,7 @@ def swap_fields(report: SwapReport, at: float, freed: Collection[SlotId] | None 
         "seconds": {k: round(v, 3) for k, v in report.seconds.items()},
         "settle": report.settled.verdict.value if report.settled else None,
         "freed": [str(s) for s in report.freed if freed is None or s in freed],
+        "error": (report.error or None) if is_admin else None,
     }
 
 

@@ -27,8 +27,9 @@ from enginerouter.proxy.downstream import STREAM_HEADERS
 from enginerouter.swap.model import Lease
 from enginerouter.web.answering import end_stream, is_framed, is_packed
 from enginerouter.web.answers import Copy
-from enginerouter.web.exchange import ERROR_BYTES, STREAMS, UNFRAMED_NOTICE_S, Exchange
+from enginerouter.web.exchange import ERROR_BYTES, STREAMS, UNFRAMED_NOTICE_S
 from enginerouter.web.json_body import THREAD_BYTES
+from enginerouter.web.mending import MendingExchange
 
 JSON = "application/json"
 # What an engine that speaks Anthropic must be told; those of the client are of another dialect.
@@ -38,7 +39,7 @@ LAST_CHUNK_S = 1.0
 _NOT_IN_AN_ID = re.compile(r"[^A-Za-z0-9_]")
 
 
-class AnyExchange(Exchange):
+class AnyExchange(MendingExchange):
     """One request between its client and one engine, whatever the two speak."""
 
     # None: passes through.
@@ -50,8 +51,10 @@ class AnyExchange(Exchange):
         ask, upstream = self._ask, self._upstream
         if ask.dialect.name not in upstream.dialects:
             answer_id = _NOT_IN_AN_ID.sub("_", self._call.request_id)
+            # Asked for only where it matters: it is put together from all that is known.
+            has_infill = upstream.has_infill or (bool(ask.json.get("suffix")) and self._around.has_infill(self._target))
             translation = await ask.translation_for(
-                upstream.dialects, answer_id, is_strict=upstream.is_strict, has_infill=upstream.has_infill
+                upstream.dialects, answer_id, is_strict=upstream.is_strict, has_infill=has_infill
             )
             if not translation.asked.model:
                 # Said in the answer where the engine does not say who it is.

@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 
 from enginerouter.errors import BadRequest, NotFound, QueueFull, printable
+from enginerouter.swap.history import MemoryHistory
 from enginerouter.web.edge import EdgeCall
 from enginerouter.web.hub import Event, EventHub
 from enginerouter.web.keys import Identity
@@ -57,18 +58,22 @@ class Watching:
         hub: EventHub,
         naming: Naming,
         snapshot: Snapshot,
+        memory_history: MemoryHistory,
         log_files: Mapping[str, Sequence[Path]],
         journals: Mapping[str, str],
     ) -> None:
         self._hub = hub
         self._naming = naming
         self._snapshot = snapshot
+        self._memory_history = memory_history
         self._log_files = log_files
         self._journals = journals
         self._followers = 0
 
     async def events(self, call: EdgeCall) -> web.StreamResponse:
-        """A stream (SSE): `status` once a second; `phase`, `swap` and `request` as they happen."""
+        """A stream (SSE): `status` once a second; `phase`, `swap` and `request` as they happen.
+        Before them, the last 50 swaps and requests, and `memory_history`: the last hour, a reading every 5 s at most.
+        """
         if len(self._hub) >= MAX_WATCHERS:
             raise TooManyWatchers(f"{MAX_WATCHERS} clients read /events already; close one", retry_after_s=5)
         response = web.StreamResponse(headers=SSE_HEADERS)
@@ -76,7 +81,8 @@ class Watching:
             return await _head(call, response)
         with self._hub.subscribe(lambda event: self._may_see(event, call.identity)) as subscription:
             await response.prepare(call.request)
-            await response.write(_frame(Event("status", await self._snapshot(call.identity))))
+            status = _frame(Event("status", await self._snapshot(call.identity)))
+            await response.write(status + _frame(_history_event(self._memory_history)))
             snapshot_at, is_admin = time.monotonic() + SNAPSHOT_EVERY_S, call.identity.is_admin
             while not self._hub.is_closed:
                 now = time.monotonic()
@@ -157,6 +163,13 @@ def _lines(said: str | None) -> int:
     if not said.isdecimal() or len(said) > len(str(MAX_LINES)) or int(said) > MAX_LINES:
         raise BadRequest(f"lines has to be a whole number up to {MAX_LINES}")
     return int(said)
+
+
+def _history_event(history: MemoryHistory) -> Event:
+    """`points`: [Unix seconds, bytes available], the oldest first; `at`: when that was now, for clocks that differ."""
+    now = time.time()
+    points = [[round(now - ago_s, 1), available] for ago_s, available in history.points()]
+    return Event("memory_history", {"at": round(now, 3), "points": points})
 
 
 def _frame(event: Event) -> bytes:

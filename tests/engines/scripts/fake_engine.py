@@ -1,6 +1,7 @@
 """A stand-in for an engine: standard library only and few imports, so that it starts in some 20 ms.
 
-Says `up PID` on stdout once it listens. Every request gets `--status` and `--body`.
+Says `up PID` on stdout once it listens. Every request gets `--status` and `--body`. SIGUSR1: it closes its port and
+lives on; SIGUSR2: it opens it again.
 """
 
 import argparse
@@ -23,6 +24,7 @@ def main() -> None:
     parser.add_argument("--hang-first", type=int, default=0, help="never answer the first N connections")
     parser.add_argument("--count", default="", help="file that gets the most connections open at once")
     parser.add_argument("--ignore-term", action="store_true")
+    parser.add_argument("--ignore-first-term", action="store_true", help="end at the second one")
     parser.add_argument("--say", default="", help="printed first")
     parser.add_argument("--exit", type=int, default=None, help="exit with this status after --delay")
     parser.add_argument("--kill-self", type=int, default=0, help="die by this signal after --delay")
@@ -46,6 +48,8 @@ def main() -> None:
     sys.stdout.flush()
     if options.exit_on_term:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    if options.ignore_first_term:
+        signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     if options.ignore_term:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if options.print_mb:
@@ -88,6 +92,13 @@ def main() -> None:
 
 def serve(options: argparse.Namespace) -> None:
     listener = socket.create_server(("127.0.0.1", options.port), backlog=64)
+
+    def reopen(*_) -> None:
+        nonlocal listener
+        listener = socket.create_server(("127.0.0.1", options.port), backlog=64)
+
+    signal.signal(signal.SIGUSR1, lambda *_: listener.close())
+    signal.signal(signal.SIGUSR2, reopen)
     print(f"up {os.getpid()}", flush=True)
     started = time.monotonic()
     if options.die_after:
@@ -118,7 +129,11 @@ def serve(options: argparse.Namespace) -> None:
                 counts["open"] -= 1
 
     while True:
-        connection, _ = listener.accept()
+        try:
+            connection, _ = listener.accept()
+        except OSError:  # closed by a signal
+            time.sleep(0.01)
+            continue
         threading.Thread(target=answer, args=(connection,), daemon=True).start()
 
 

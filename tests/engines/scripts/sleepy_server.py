@@ -2,12 +2,13 @@
 
 Says `up PID` once it listens, then every call.
 `--lie sleep-fails|sleep-lies|sleep-hangs|wake-fails|wake-lies|wake-dies|no-state`.
-Awake it holds `--memory-mb`, asleep `--kept-mb`.
+SIGUSR1: it closes its port and lives on. Awake it holds `--memory-mb`, asleep `--kept-mb`.
 """
 
 import argparse
 import json
 import os
+import signal
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -84,5 +85,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 server = Server(("127.0.0.1", options.port), Handler)
+silence, _ = os.pipe()
+signal.signal(signal.SIGUSR1, lambda *_: os.dup2(silence, server.fileno()))
 print(f"up {os.getpid()}", flush=True)
 server.serve_forever()

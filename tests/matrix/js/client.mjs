@@ -45,6 +45,12 @@ async function openai() {
       const response_format = { type: "json_schema", json_schema: { name: "it", schema: SCHEMA, strict: true } };
       return JSON.parse(said(await sdk.chat.completions.create({ model, messages: HI, response_format })).text);
     },
+    async respond({ model }) {
+      const events = sdk.responses.stream({ model, input: "hi" });
+      const numbers = [];
+      for await (const event of events) numbers.push(event.sequence_number);
+      return { text: (await events.finalResponse()).output_text, numbers };
+    },
     async embed({ model, texts }) {
       return (await sdk.embeddings.create({ model, input: texts })).data.map((e) => Array.from(e.embedding));
     },

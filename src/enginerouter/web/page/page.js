@@ -1,8 +1,13 @@
 // The status page. It reads /events by fetch – so that a key goes into a header, never into a URL – and builds the
 // page from text nodes alone: whatever an engine or a client calls itself is text.
 
-const KEPT_POINTS = 600;
-const KEPT_MS = 10 * 60 * 1000;
+const KEPT_S = 3600;
+// Of what is longer ago than this, a point in five seconds is enough, as the router keeps them.
+const CLOSE_S = 600;
+const EVERY_S = 5;
+const KEPT_POINTS = 1500;
+// Where nobody has read memory for so long, nothing is drawn.
+const GAP_S = 60;
 const KEPT_REQUESTS = 50;
 const KEPT_SWAPS = 12;
 const STEPS = ["draining", "freeing", "settling", "starting"];
@@ -14,8 +19,9 @@ const HEALTH = {
 };
 
 const $ = (id) => document.getElementById(id);
-// What was read before this page was loaded anew.
-const points = JSON.parse(sessionStorage.getItem("enginerouter-memory") ?? "[]").filter((p) => p.at > Date.now() - KEPT_MS);
+// Times of memory and swaps are the router's; `ahead` is this clock's distance from it, in seconds.
+let points = [];
+let ahead = 0;
 const swaps = [];
 const requests = [];
 const marks = [];
@@ -189,25 +195,47 @@ function buildWait(wait) {
 function showMemory(memory) {
   const now = memory.available_bytes;
   $("memory-now").textContent = now === null ? "not read" : gib(now);
-  $("memory-why").textContent = `${memory.source}: ${memory.problem ?? memory.why}`;
+  $("memory-why").textContent = now === null ? `${memory.source}: ${memory.problem ?? memory.why}` : `read from ${memory.source}`;
   if (now === null) return;
-  points.push({ at: Date.now(), bytes: now });
-  if (points.length > KEPT_POINTS) points.shift();
-  while (marks.length && marks[0] < points[0].at) marks.shift();
+  points.push({ at: Date.now() / 1000 - ahead, bytes: now });
+  points = points.filter((p) => p.at >= points.at(-1).at - KEPT_S);
+  if (points.length > KEPT_POINTS) thinOut();
+  drawMemory();
+}
+
+function thinOut() {
+  let kept = -Infinity;
+  const close = points.at(-1).at - CLOSE_S;
+  points = points.filter(({ at }) => {
+    if (at < close && at - kept < EVERY_S) return false;
+    kept = at;
+    return true;
+  });
+}
+
+function drawMemory() {
+  if (!points.length) return;
   const [first, last] = [points[0].at, points.at(-1).at];
+  while (marks.length && marks[0] < first) marks.shift();
   const top = Math.max(...points.map((p) => p.bytes)) * 1.05 || 1;
-  const x = (at) => (last === first ? 600 : ((at - first) / (last - first)) * 600);
-  const y = (bytes) => 138 - (bytes / top) * 134;
-  const line = points.map((p) => `${x(p.at).toFixed(1)},${y(p.bytes).toFixed(1)}`).join(" L");
+  const x = (at) => (last === first ? 600 : ((at - first) / (last - first)) * 600).toFixed(1);
+  const y = (bytes) => (138 - (bytes / top) * 134).toFixed(1);
+  const runs = [];
+  for (const point of points) {
+    const run = runs.at(-1);
+    if (run && point.at - run.at(-1).at <= GAP_S) run.push(point);
+    else runs.push([point]);
+  }
+  const lines = runs.map((run) => run.map((p) => `${x(p.at)},${y(p.bytes)}`).join(" L"));
+  const areas = runs.map((run, i) => `M${x(run[0].at)},140 L${lines[i]} L${x(run.at(-1).at)},140 Z`);
   const shapes = [
-    shape("path", { class: "area", d: `M${x(first)},140 L${line} L600,140 Z` }),
-    shape("path", { class: "curve", d: `M${line}` }),
-    ...marks.filter((at) => at >= first).map((at) => shape("path", { class: "mark", d: `M${x(at)},0 V140` })),
+    shape("path", { class: "area", d: areas.join(" ") }),
+    shape("path", { class: "curve", d: lines.map((line) => `M${line}`).join(" ") }),
+    ...marks.map((at) => shape("path", { class: "mark", d: `M${x(at)},0 V140` })),
   ];
   $("memory").replaceChildren(...shapes);
   const dashed = shapes.length > 2 ? "; dashed: swaps" : "";
-  const span = last === first ? "" : `0 to ${gib(top)}, the last ${seconds(Math.round((last - first) / 1000))}${dashed} · `;
-  $("memory-why").textContent = `${span}read from ${memory.source}`;
+  $("memory-span").textContent = last === first ? "" : `0 to ${gib(top)}, the last ${seconds(Math.round(last - first))}${dashed} · `;
 }
 
 function shape(tag, attributes) {
@@ -241,6 +269,7 @@ function buildSwap(swap) {
       element("span", "result", `${seconds(swap.total_s)}${settle}`),
     ),
     bar,
+    swap.error ? element("p", "problem", swap.error) : null,
   );
 }
 
@@ -277,13 +306,17 @@ function buildRequest(request) {
 
 const on = {
   status: showStatus,
+  memory_history(history) {
+    ahead = Date.now() / 1000 - history.at;
+    points = history.points.map(([at, bytes]) => ({ at, bytes }));
+    drawMemory();
+  },
   phase: () => {},
   swap(swap) {
     swaps.unshift(swap);
     swaps.length = Math.min(swaps.length, KEPT_SWAPS);
     // A swap that is remembered comes again with each connection.
-    const at = swap.at * 1000;
-    if (points.length && at >= points[0].at && !marks.includes(at)) marks.push(at);
+    if (points.length && swap.at >= points[0].at && !marks.includes(swap.at)) marks.push(swap.at);
     keyed($("swaps"), swaps, (s) => `${s.at} ${s.target}`, buildSwap);
     scaleSwaps();
   },
@@ -366,5 +399,4 @@ $("legend").append(
   ...STEPS.map((step) => element("span", "", element("i", `step-${step}`), step)),
 );
 $("other-key").addEventListener("click", otherKey);
-window.addEventListener("pagehide", () => sessionStorage.setItem("enginerouter-memory", JSON.stringify(points)));
 watch();

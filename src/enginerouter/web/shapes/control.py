@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
+from enginerouter.web.shapes import names
+
 Standing = Literal["healthy", "degraded", "unhealthy", "unconfigured"]
 Seconds = float
 Bytes = int
@@ -86,6 +88,7 @@ class LastSwap(TypedDict):
     seconds: Annotated[dict[str, Seconds], "by step"]
     settle: Annotated[str | None, "the verdict; null: there was nothing to wait for"]
     freed: list[str]
+    error: Annotated[str | None, "why it did not end well; for admin keys"]
 
 
 class Device(TypedDict):
@@ -320,6 +323,9 @@ ANSWERS: Mapping[str, Any] = {
     "GET /health": Alive,
     "GET /status": Status,
     "GET /v1/health": HealthShown,
+    "GET /v1/aliases": names.Aliases,
+    "GET /models/available": names.AvailableModels,
+    "GET /models/status": names.SwitchingStatus,
     "POST /admin/swap": Swapped,
     "POST /models/switch": Swapped,
     "POST /admin/unload": Unloading,
