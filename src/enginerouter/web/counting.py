@@ -19,7 +19,7 @@ from enginerouter.proxy.upstream import ReusedConnectionFailed, Upstream
 from enginerouter.routing.target import Target
 from enginerouter.web.ask import Ask
 from enginerouter.web.edge import EdgeCall
-from enginerouter.web.exchange import Surroundings
+from enginerouter.web.surroundings import Surroundings
 
 TOKENIZE = "/tokenize"
 # An estimate now is worth more than a count later.

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import IO, Any
 
 import aiohttp
@@ -30,26 +29,21 @@ from enginerouter.dialects.params import NO_RULES
 from enginerouter.dialects.response_events import Numbering
 from enginerouter.dialects.usage import TAIL_BYTES, usage_said
 from enginerouter.errors import FirstByteTimeout, RouterError, UpstreamFailed, printable
-from enginerouter.proxy.downstream import Downstream, KeepAlive
+from enginerouter.proxy.downstream import Downstream
 from enginerouter.proxy.headers import VIA, request_headers, response_headers
 from enginerouter.proxy.payload import for_one_try
-from enginerouter.proxy.upstream import ReusedConnectionFailed, Upstream
+from enginerouter.proxy.upstream import ReusedConnectionFailed
 from enginerouter.routing import walk
-from enginerouter.routing.health import Call, Health
+from enginerouter.routing.health import Call
 from enginerouter.routing.target import Target
-from enginerouter.routing.walk import CoolDowns, Failure
-from enginerouter.slots import SlotId
-from enginerouter.swap.coordinator import Coordinator
+from enginerouter.routing.walk import Failure
 from enginerouter.swap.model import Lease
-from enginerouter.tasks import TaskGroup
 from enginerouter.web.answering import end_stream, fail, is_framed, is_packed, waiting_client, weigh
-from enginerouter.web.answers import CACHE, Copy, KeptAnswers
+from enginerouter.web.answers import CACHE, Copy
 from enginerouter.web.ask import Ask
 from enginerouter.web.edge import EdgeCall
-from enginerouter.web.naming import Naming
-from enginerouter.web.params import ModelParams
-from enginerouter.web.responses import ResponseOwners
-from enginerouter.web.telemetry import Record, Telemetry
+from enginerouter.web.surroundings import Surroundings
+from enginerouter.web.telemetry import Record
 
 log = logging.getLogger(__name__)
 
@@ -67,35 +61,6 @@ CRASH_NOTICE_S = 0.25
 # An answer without length or chunks ends when the connection does: so does a crash.
 UNFRAMED_NOTICE_S = 0.1
 ERROR_BYTES = 64 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What all exchanges share. `addresses` gives the URL that a ready slot answers at.
-
-    `instance` is this router's id among others, for `X-EngineRouter-Via`. `has_infill`: a target's engine has said that
-    it is a llama.cpp.
-    """
-
-    instance: str
-    coordinator: Coordinator
-    naming: Naming
-    health: Health
-    cool_downs: CoolDowns
-    upstreams: Mapping[str, Upstream]
-    addresses: Mapping[SlotId, str]
-    keepalive: KeepAlive
-    telemetry: Telemetry
-    owners: ResponseOwners
-    params: ModelParams
-    answers: KeptAnswers
-    has_infill: Callable[[Target], bool]
-    tasks: TaskGroup
-
-    def via(self, call: EdgeCall) -> str:
-        """The routers that a request of this call has come through when it leaves here."""
-        before = walk.instances(call.request.headers.get(VIA, ""))
-        return ", ".join((*before, self.instance))
 
 
 class Exchange:

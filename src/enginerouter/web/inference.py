@@ -18,9 +18,10 @@ from enginerouter.routing.target import Chain, Route, Target
 from enginerouter.web.ask import Ask, understand
 from enginerouter.web.counting import counted
 from enginerouter.web.edge import EdgeCall
-from enginerouter.web.exchange import RESOLVED, Surroundings
+from enginerouter.web.exchange import RESOLVED
 from enginerouter.web.naming import Naming
 from enginerouter.web.residency import Residence, one_target
+from enginerouter.web.surroundings import Surroundings
 from enginerouter.web.telemetry import Record, Recorded
 from enginerouter.web.translating import AnyExchange
 from enginerouter.web.walking import Walking

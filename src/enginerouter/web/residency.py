@@ -25,8 +25,9 @@ from enginerouter.swap.phases import Phase
 from enginerouter.web.answering import end_stream, is_packed
 from enginerouter.web.ask import Ask
 from enginerouter.web.edge import EdgeCall
-from enginerouter.web.exchange import ERROR_BYTES, Exchange, Surroundings
+from enginerouter.web.exchange import ERROR_BYTES, Exchange
 from enginerouter.web.naming import Naming
+from enginerouter.web.surroundings import Surroundings
 from enginerouter.web.telemetry import Record
 from enginerouter.web.translating import AnyExchange
 

@@ -39,7 +39,6 @@ from enginerouter.web.catalog_routes import catalog_routes, extra_routes, manage
 from enginerouter.web.control import Control
 from enginerouter.web.discovered import Discovered, Discovering
 from enginerouter.web.edge import EdgeRules, edge_rules
-from enginerouter.web.exchange import Surroundings
 from enginerouter.web.explain import Explain
 from enginerouter.web.extras import Extras
 from enginerouter.web.file_facts import FileFacts
@@ -56,6 +55,7 @@ from enginerouter.web.responses import ResponseOwners
 from enginerouter.web.routes import Access, Route, RouteHandler, Routes
 from enginerouter.web.slots_of import slot_specs
 from enginerouter.web.status_page import StatusPage
+from enginerouter.web.surroundings import Surroundings
 from enginerouter.web.telemetry import Telemetry
 from enginerouter.web.watching import Snapshot, Watching
 

@@ -28,8 +28,9 @@ from enginerouter.swap.model import Lease
 from enginerouter.web.answering import fail, is_packed, waiting_client, weigh
 from enginerouter.web.ask import Ask
 from enginerouter.web.edge import EdgeCall
-from enginerouter.web.exchange import ERROR_BYTES, STREAMS, WHOLE_BYTES, Surroundings
+from enginerouter.web.exchange import ERROR_BYTES, STREAMS, WHOLE_BYTES
 from enginerouter.web.keys import Identity
+from enginerouter.web.surroundings import Surroundings
 from enginerouter.web.telemetry import NOBODY, Record
 from enginerouter.web.translating import AnyExchange
 
