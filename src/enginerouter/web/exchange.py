@@ -432,7 +432,8 @@ class Exchange:
 
     def _error_in(self, answer: ClientResponse, said: bytes) -> ErrorSaid | None:
         """The error that a JSON answer of status 200 is."""
-        return error_in_whole(said) if answer.content_type == "application/json" else None
+        found = error_in_whole(said)
+        return found if found is not None and answer.content_type == "application/json" else None
 
     def _beginning_of(self, answer: ClientResponse, first: bytes) -> FirstEvent | None:
         """Of a stream, what tells an answer from an error; of anything else, the first piece is judged at once."""
