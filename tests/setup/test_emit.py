@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from enginerouter.config.source import read_source
@@ -67,6 +67,7 @@ VALUES = st.recursive(SCALARS, lambda v: st.lists(v, max_size=4) | st.dictionari
 
 
 @settings(max_examples=60, deadline=None)
+@example(engines={"e": {"\x1f" * 40: {}, "\x1e" * 40: []}}, note="nothing, behind a key that fills the line")
 @given(
     engines=st.dictionaries(NAMES, st.dictionaries(NAMES, VALUES, min_size=1, max_size=4), max_size=3),
     note=st.text(max_size=60),

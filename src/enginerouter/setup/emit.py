@@ -85,7 +85,7 @@ def _pair(key: str, value: Any, indent: int) -> list[str]:
     if not isinstance(value, Mapping | list | tuple):
         return [f"{head} {_scalar(_plain(value))}"]
     flow = _flow(value)
-    if len(head) + len(flow) < _WIDTH:
+    if not value or len(head) + len(flow) < _WIDTH:
         return [f"{head} {flow}"]
     inner = " " * (indent + 2)
     if isinstance(value, Mapping):
