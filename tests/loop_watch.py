@@ -26,6 +26,7 @@ class LoopWatch:
     longest_s: float = 0.0
     culprit: str = "nothing ran"
     _files: dict[int, int] = field(default_factory=dict, repr=False)
+    _is_closed: bool = field(default=False, repr=False)
 
     def assert_never_blocked(self) -> None:
         assert self.culprit != "nothing ran"
@@ -40,6 +41,8 @@ class LoopWatch:
     def waited_for_a_processor_s(self) -> float:
         """Of all threads of this process together: one that holds the interpreter's lock makes the others wait."""
         waited = 0
+        if self._is_closed:  # by the very callback that is timed: its descriptors may be somebody else's by now
+            return 0.0
         for thread in threading.enumerate():
             if (tid := thread.native_id) is not None:
                 with contextlib.suppress(OSError):  # it has ended
@@ -49,6 +52,7 @@ class LoopWatch:
         return waited / 1e9
 
     def close(self) -> None:
+        self._is_closed = True
         for file in self._files.values():
             os.close(file)
 
