@@ -28,27 +28,28 @@ def _cause(code: str, meaning: str, *phrases: str, of_profile: str = "") -> Caus
     return Cause(code, meaning, re.compile("|".join(phrases), re.IGNORECASE), of_profile)
 
 
+OUT_OF_MEMORY = _cause(
+    "out_of_memory",
+    "it ran out of memory: give it a smaller model or context, or free memory that other programs hold",
+    r"(?<!device )out of (device )?memory",
+    r"OutOfMemoryError",
+    r"(cuda|hip)Malloc\w* failed",
+    r"unable to allocate \S+ buffer",
+    r"failed to allocate (buffer|compute|Metal|\S+ bytes|memory)",
+    r"Device memory allocation of size .* failed",
+    r"memory allocation failed|allocation failed: .*memory",
+    r"(not enough|insufficient) (free |available |GPU |device )?memory",
+    r"vk_?error_?out_?of_?device_?memory",
+    r"Free memory on device .* is less than",
+    r"No available memory for the cache blocks",
+    r"larger than the available KV cache memory",
+    r"Cannot allocate memory",
+    r"^MemoryError\b",
+    r"std::bad_alloc",
+)
 # In this order: a run out of memory also prints CUDA errors, and all of them end in `failed to load model`.
 CAUSES = (
-    _cause(
-        "out_of_memory",
-        "it ran out of memory: give it a smaller model or context, or free memory that other programs hold",
-        r"(?<!device )out of (device )?memory",
-        r"OutOfMemoryError",
-        r"(cuda|hip)Malloc\w* failed",
-        r"unable to allocate \S+ buffer",
-        r"failed to allocate (buffer|compute|Metal|\S+ bytes|memory)",
-        r"Device memory allocation of size .* failed",
-        r"memory allocation failed|allocation failed: .*memory",
-        r"(not enough|insufficient) (free |available |GPU |device )?memory",
-        r"vk_?error_?out_?of_?device_?memory",
-        r"Free memory on device .* is less than",
-        r"No available memory for the cache blocks",
-        r"larger than the available KV cache memory",
-        r"Cannot allocate memory",
-        r"^MemoryError\b",
-        r"std::bad_alloc",
-    ),
+    OUT_OF_MEMORY,
     _cause(
         "port_in_use",
         "its port is already in use: end the program that listens there, or give the engine another port",
@@ -100,7 +101,6 @@ CAUSES = (
         of_profile="a file it needs is missing or unreadable: check the profile's `model` and the paths in its flags",
     ),
 )
-_BY_CODE = {cause.code: cause for cause in CAUSES}
 
 # Printed by engines that go on and serve.
 _BENIGN = re.compile(r"failed to fit params to free device memory|retrying without pipeline parallelism", re.I)
@@ -115,10 +115,6 @@ def recognise(lines: Sequence[str], exit_status: int | None) -> Cause | None:
         if any(cause.phrases.search(line) for line in telling):
             return cause
     return None
-
-
-def by_code(code: str) -> Cause:
-    return _BY_CODE[code]
 
 
 def exit_in_words(status: int | None) -> str:

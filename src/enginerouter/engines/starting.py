@@ -249,7 +249,7 @@ async def _autopsy(child: Child) -> tuple[int | None, causes.Cause | None, str]:
     lines = await child.log.tail(LINES_SEARCHED, child.mark)
     cause = await asyncio.to_thread(causes.recognise, lines, status)
     if cause is None and child.was_killed_for_memory():
-        cause = causes.by_code("out_of_memory")
+        cause = causes.OUT_OF_MEMORY
     return status, cause, _quoted(child, lines)
 
 

@@ -124,7 +124,7 @@ async def autopsy(systemctl: Systemctl, state: UnitState, since: float) -> tuple
     journal = await systemctl.journal(LINES_SEARCHED, since)
     cause = await asyncio.to_thread(causes.recognise, journal.printed, state.exit)
     if cause is None and state.result == "oom-kill":
-        cause = causes.by_code("out_of_memory")
+        cause = causes.OUT_OF_MEMORY
     return cause, quoted(journal)
 
 
